@@ -1,0 +1,35 @@
+# Everything runs in .venv. On Linux, TORCH_INDEX=https://download.pytorch.org/whl/cpu chooses PyTorch's CPU build.
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: install quickstart test lint results check-results clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(PIP) -e ".[dev]"
+	touch $@
+
+quickstart: install
+	$(BIN)/dreamgym quickstart
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+results: install
+	$(BIN)/python -m benchmarks.tables
+
+check-results: install
+	$(BIN)/python -m benchmarks.tables --check
+
+clean:
+	rm -rf runs build dist *.egg-info src/*.egg-info

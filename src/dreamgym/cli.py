@@ -1,0 +1,149 @@
+"""``dreamgym``: words to stages. Every error that a user can mend is one line, exit code 1; Ctrl-C is exit code 130."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dreamgym.core.errors import DreamgymError, MissingExtraError
+from dreamgym.pipeline.config import load_config
+from dreamgym.pipeline.run import Run, console
+
+app = typer.Typer(help="Train LLM agents with RL inside a learned, reasoning experience model (DreamGym, arXiv 2511.03773).",
+                  no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+RunFolder = Annotated[Path, typer.Option("--run", help="Run directory; stages that finished there before are not redone.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; see `dreamgym config` for all keys and defaults.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, e.g. rl.iterations=20 experience.prompt.reasoning=false")]
+DEFAULT = Path("runs/default")
+
+
+def _open(folder: Path, config: Path | None, overrides: list[str] | None) -> Run:
+    saved = folder / "config.yaml"
+    if config is None and not overrides and saved.exists():
+        config = saved
+    opened = Run(folder, load_config(config, overrides or []))
+    try:
+        import torch
+    except ImportError as e:
+        raise MissingExtraError("torch", "train") from e
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(opened.config.threads or os.cpu_count() or 1)
+    return opened
+
+
+def _stages(run: Run, *names: str) -> None:
+    from dreamgym.pipeline.stages import STAGES
+
+    for name in names:
+        run.stage(name, lambda name=name: STAGES[name](run))  # type: ignore[misc]
+
+
+@app.command()
+def collect(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None) -> None:
+    """Logs of past episodes into the run: shipped, your file, or newly recorded in the real environment."""
+    _stages(_open(run, config, overrides), "collect")
+
+
+@app.command()
+def annotate(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None) -> None:
+    """Reasoning for every logged step, from the environment's teacher or the generic one."""
+    _stages(_open(run, config, overrides), "collect", "annotate")
+
+
+@app.command("train-experience")
+def train_experience(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None) -> None:
+    """Fine-tune the experience model on the annotated logs (after making or finding the base model)."""
+    _stages(_open(run, config, overrides), "collect", "annotate", "base", "train-experience")
+
+
+@app.command()
+def train(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None) -> None:
+    """Warm-start the policy on demonstrations, then GRPO in the dream (or, rl.environment=real, the control)."""
+    _stages(_open(run, config, overrides), "collect", "annotate", "base", "train-experience", "warm-start", "train")
+
+
+@app.command("eval")
+def evaluate(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None) -> None:
+    """Real success of the policy before and after, on the panel of the configuration."""
+    opened = _open(run, config, overrides)
+    _need(opened, "train")
+    _stages(opened, "eval-sft", "eval-policy")
+
+
+@app.command()
+def audit(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None) -> None:
+    """Hold the experience model (and the policy trained in it) against the real environment on held-out games."""
+    opened = _open(run, config, overrides)
+    _need(opened, "train-experience")
+    _stages(opened, "audit")
+
+
+@app.command()
+def report(run: RunFolder = DEFAULT) -> None:
+    """One self-contained HTML page of a run: curves, budget, audit, episodes with their reasoning."""
+    from dreamgym.report.page import write_report
+
+    console.print(f"report: {write_report(run)}")
+
+
+@app.command()
+def quickstart(overrides: Overrides = None, run: RunFolder = Path("runs/quickstart"), config: ConfigFile = None) -> None:
+    """The whole way on the embedded default: shipped logs -> experience model -> RL in the dream -> real evaluation."""
+    from dreamgym.pipeline.results import write_results
+    from dreamgym.pipeline.stages import STAGES
+    from dreamgym.report.page import write_report
+
+    opened = _open(run, config, overrides)
+    _stages(opened, *STAGES)
+    results = write_results(opened)
+    page = write_report(opened.folder)
+    before, after = results["before"], results["after"]
+    console.print(f"\n[bold]Real success on {results['n_test']} games never trained on: before {before[0]:.2f} -> after {after[0]:.2f}[/bold]"
+                  f"  (real steps in RL: {results['real_steps']['rl']}; one seed)")
+    console.print(f"results: {opened.path('results.json')}\nreport:  {page}")
+
+
+@app.command("config")
+def show_config(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Print the full configuration, defaults filled in."""
+    from dreamgym.pipeline.config import dump_config
+
+    console.print(dump_config(load_config(config, overrides or [])), end="", markup=False)
+
+
+def _need(run: Run, stage: str) -> None:
+    if not run.done(stage):
+        raise DreamgymError(f"{run.folder}: stage {stage} has not finished there; run: dreamgym {stage} --run {run.folder}")
+
+
+def main() -> None:
+    """Entry point: errors become one clear line and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except DreamgymError as e:
+        console.print(f"[red]error:[/red] {e}", markup=True, soft_wrap=True)
+        sys.exit(1)
+    except OSError as e:
+        console.print(f"[red]error:[/red] {e.filename or 'input/output'}: {e.strerror or e}; finished stages are kept, run again to go on", soft_wrap=True)
+        sys.exit(1)
+    except (KeyboardInterrupt, typer.Abort):
+        console.print("\nstopped; finished stages are kept, run the same command again to go on")
+        sys.exit(130)
+    except typer.Exit as e:
+        sys.exit(e.exit_code)
+    except Exception as e:
+        show = getattr(e, "show", None)
+        if show is None:
+            raise
+        show()
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Errors that users meet. Each names the thing, where it is, and the fix; the command line prints them as one line."""
+
+
+class DreamgymError(Exception):
+    """Base of every error that a user can cause or mend; the CLI prints its text and exits with 1."""
+
+
+class ConfigError(DreamgymError):
+    """A configuration key or value is wrong."""
+
+
+class DataError(DreamgymError):
+    """A file of episodes, tasks or results cannot be read; the text names file and line."""
+
+
+class MissingExtraError(DreamgymError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; install it with: pip install 'dreamgym[{extra}]'")
+
+
+class PanelLeakError(DreamgymError):
+    """A task of an evaluation panel was about to enter collection, training or retrieval."""
+
+
+class BudgetError(DreamgymError):
+    """The budget of real environment steps is used up."""

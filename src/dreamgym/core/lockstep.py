@@ -1,0 +1,69 @@
+"""Gathers the calls of many live episodes into one batch when all that live are waiting, never by a clock.
+
+    lockstep = Lockstep({"policy": policy.act, "experience": model.predict})
+    results = await lockstep.run([episode(i) for i in range(128)])
+    # inside an episode: prediction = await lockstep.call("experience", key=(task, member, turn), request=request)
+
+A batch is sorted by key, so its composition depends on the episodes and not on the event loop. An exception in a batch
+function reaches every episode that waits for it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+Key = tuple[str | int, ...]
+BatchFunction = Callable[[Sequence[object]], Sequence[object]]
+
+
+class Lockstep:
+    """Named batch functions shared by concurrently running coroutines."""
+
+    def __init__(self, functions: Mapping[str, Callable[[Sequence], Sequence]]) -> None:  # type: ignore[type-arg]
+        self._functions = functions
+        self._waiting: dict[str, list[tuple[Key, object, asyncio.Future[object]]]] = {name: [] for name in functions}
+        self._live = 0
+        self.batches = 0
+
+    async def run(self, episodes: Sequence[Awaitable[T]]) -> list[T]:
+        """Run all coroutines to their end; results in their order."""
+        self._live = len(episodes)
+
+        async def one(episode: Awaitable[T]) -> T:
+            try:
+                return await episode
+            finally:
+                self._live -= 1
+                self._flush_if_all_wait()
+
+        return list(await asyncio.gather(*(one(e) for e in episodes)))
+
+    async def call(self, name: str, key: Key, request: object) -> object:
+        """The answer of batch function ``name`` to ``request``, when every live episode waits for something."""
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._waiting[name].append((key, request, future))
+        self._flush_if_all_wait()
+        return await future
+
+    def _flush_if_all_wait(self) -> None:
+        if 0 < self._live <= sum(len(w) for w in self._waiting.values()):
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if sum(len(w) for w in self._waiting.values()) < self._live:
+            return
+        for name, function in self._functions.items():
+            batch = sorted(self._waiting[name], key=lambda w: tuple(map(str, w[0])))
+            if not batch:
+                continue
+            self._waiting[name] = []
+            self.batches += 1
+            try:
+                answers = function([request for _, request, _ in batch])
+            except Exception as error:  # every waiting episode must hear of it, or it waits for ever
+                for _, _, future in batch:
+                    future.set_exception(error)
+                continue
+            for (_, _, future), answer in zip(batch, answers, strict=True):
+                future.set_result(answer)

@@ -1,0 +1,1 @@
+"""Which tasks the policy trains on next."""

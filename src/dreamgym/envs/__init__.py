@@ -1,0 +1,1 @@
+"""Real environments and their state mappers, each behind an extra, all behind ``dreamgym.core.env.Env``."""

@@ -1,0 +1,155 @@
+"""Gymnasium, both ways: any text environment as an ``Env`` and an ``Adapter``, and any ``Env`` as a Gymnasium environment.
+
+    adapter = GymAdapter("shop", make=lambda: MyShop(), panels={"train": range(300), "test": range(1000, 1050)},
+                         instruction="buy the cheapest shirt", cap=15, explorers={"random": my_random, "expert": my_expert})
+    env = TextGym(dream_env, tasks)                     # reset(seed=), step(text) -> Gymnasium's 5-tuple
+
+Observations become states by a text-only mapper: by default one line of text is one line of state. Task ids are
+``<name>/<seed>``; the same seed must give the same world.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from dreamgym.core.env import Env, Info, RealSteps, Step
+from dreamgym.core.errors import MissingExtraError
+from dreamgym.core.seeding import keyed_rng
+from dreamgym.core.state import State, diff, make_state, text_of_state
+from dreamgym.core.types import Episode, Outcome, Panel, StopReason, Task, Transition
+from dreamgym.envs.adapter import Explorer
+from dreamgym.experience.annotate import GenericTeacher, Teacher
+
+try:
+    import gymnasium
+    from gymnasium import spaces
+except ImportError as e:
+    raise MissingExtraError("gymnasium", "gym") from e
+
+Mapper = Callable[[str], State]
+MAX_TEXT = 4096
+
+
+def text_lines(observation: str) -> State:
+    """The text-only mapper: each line of the observation is a line of the state."""
+    return make_state(observation.splitlines())
+
+
+class GymEnv:
+    """A Gymnasium text environment (str observations, str actions) as an ``Env``; success = a positive final reward."""
+
+    def __init__(self, env: "gymnasium.Env[str, str]", counter: RealSteps, instruction: str, cap: int, mapper: Mapper = text_lines) -> None:
+        self._env = env
+        self._counter = counter
+        self._instruction = instruction
+        self._cap = cap
+        self._mapper = mapper
+        self._steps = 0
+
+    async def reset(self, task: Task, seed: int) -> tuple[str, Info]:
+        observation, info = self._env.reset(seed=int(task.id.rpartition("/")[2]))
+        self._steps = 0
+        return text_of_state(self._mapper(observation)), {"instruction": str(info.get("instruction", self._instruction))}
+
+    async def step(self, action: str) -> Step:
+        self._counter.add()
+        observation, reward, terminated, truncated, _ = self._env.step(action)
+        self._steps += 1
+        truncated = not terminated and (truncated or self._steps >= self._cap)
+        won = terminated and float(reward) > 0
+        stop = StopReason.WON if won else StopReason.LOST if terminated else StopReason.MAX_STEPS if truncated else None
+        return Step(text_of_state(self._mapper(observation)), float(won), terminated, truncated, {"stop": stop} if stop else {})
+
+    async def close(self) -> None:
+        self._env.close()
+
+
+class GymAdapter:
+    """A user's own Gymnasium text environment for the whole pipeline."""
+
+    def __init__(self, name: str, make: Callable[[], "gymnasium.Env[str, str]"], panels: Mapping[Panel, Sequence[int]], instruction: str,
+                 cap: int, explorers: Mapping[str, Explorer] | None = None, demonstrations: int = 20, mapper: Mapper = text_lines,
+                 teacher: Teacher | None = None) -> None:
+        seeds: set[int] = set()
+        for panel, numbers in panels.items():
+            if seeds & set(numbers):
+                raise ValueError(f"panel {panel} shares seeds with another panel; every seed may be in one panel only")
+            seeds |= set(numbers)
+        self.name, self.cap = name, cap
+        self.teacher: Teacher = teacher or GenericTeacher()
+        self._make, self._panels, self._instruction, self._mapper = make, panels, instruction, mapper
+        self._explorers = dict(explorers or {})
+        self._demonstrations = demonstrations
+
+    def env(self, counter: RealSteps) -> Env:
+        return GymEnv(self._make(), counter, self._instruction, self.cap, self._mapper)
+
+    def tasks(self, panel: Panel, limit: int) -> list[Task]:
+        return [Task(id=f"{self.name}/{seed}", instruction=self._instruction, first_state=(), panel=panel)
+                for seed in list(self._panels.get(panel, ()))[:limit]]
+
+    def explorers(self) -> dict[str, Explorer]:
+        return dict(self._explorers)
+
+    def collect(self, counter: RealSteps, limit: int, seed: int) -> Iterator[Episode]:
+        """Every explorer on every training task; the one called ``expert`` on the first ``demonstrations`` only."""
+        for i, task in enumerate(self.tasks("train", limit)):
+            for name, explorer in self._explorers.items():
+                if name != "expert" or i < self._demonstrations:
+                    yield asyncio.run(record(self.env(counter), task, name, explorer, self.name, seed))
+
+
+async def record(env: Env, task: Task, behaviour: str, explorer: Explorer, env_name: str, seed: int) -> Episode:
+    """One real episode of a scripted explorer."""
+    observation, info = await env.reset(task, seed)
+    state = text_lines(observation)
+    task = task.model_copy(update={"instruction": str(info.get("instruction", task.instruction)), "first_state": state})
+    steps: list[Transition] = []
+    stop: object = None
+    while stop is None:
+        action = explorer(task.instruction, state, keyed_rng(seed, task.id, behaviour, len(steps)))
+        answer = await env.step(action)
+        after = text_lines(answer.observation)
+        change, stop = diff(state, after), answer.info.get("stop")
+        outcome: Outcome = "won" if stop == StopReason.WON else "lost" if stop == StopReason.LOST else "go"
+        steps.append(Transition(state=state, action=action, removed=change.removed, added=change.added, reward=answer.reward, outcome=outcome))
+        state = after
+    await env.close()
+    return Episode(id=f"{task.id}#{behaviour}{seed}", env=env_name, task=task, source="real", behaviour=behaviour, seed=seed,
+                   transitions=tuple(steps), stop=StopReason(str(stop)))
+
+
+class TextGym(gymnasium.Env[str, str]):
+    """Any ``Env`` (a dream, say) as a synchronous Gymnasium environment with text spaces.
+
+    An invalid step is ``truncated`` with ``info["invalid"]`` naming the reason; its reward of 0.0 must not be used.
+    ``reset(seed=i)`` plays task ``i`` modulo their number.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own class attribute)
+
+    def __init__(self, env: Env, tasks: Sequence[Task]) -> None:
+        self._env = env
+        self._tasks = list(tasks)
+        self._loop = asyncio.new_event_loop()
+        self._next = 0
+        self.observation_space = spaces.Text(MAX_TEXT)
+        self.action_space = spaces.Text(MAX_TEXT)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None) -> tuple[str, dict[str, object]]:
+        super().reset(seed=seed)
+        number = self._next if seed is None else seed
+        self._next = number + 1
+        task = self._tasks[number % len(self._tasks)]
+        observation, info = self._loop.run_until_complete(self._env.reset(task, number))
+        return observation, {**info, "task": task.id}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, object]]:
+        s = self._loop.run_until_complete(self._env.step(action))
+        if s.reward is None:
+            return s.observation, 0.0, False, True, {**s.info, "invalid": str(s.info.get("stop", "invalid"))}
+        return s.observation, s.reward, s.terminated, s.truncated, s.info
+
+    def close(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.run_until_complete(self._env.close())
+            self._loop.close()

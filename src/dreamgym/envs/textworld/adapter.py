@@ -1,0 +1,66 @@
+"""TextWorld cooking as an ``Adapter``: panels as tasks, the cooking teacher, recording of logs."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from dreamgym.core.env import Env, RealSteps
+from dreamgym.core.errors import ConfigError
+from dreamgym.core.state import State
+from dreamgym.core.types import Episode, Panel, Task
+from dreamgym.envs.adapter import Explorer
+from dreamgym.envs.textworld.behaviours import Scene, anything, expert, near_miss, read_scene
+from dreamgym.envs.textworld.collect import Recorder
+from dreamgym.envs.textworld.env import ENV, TextWorldEnv, look_at
+from dreamgym.envs.textworld.games import CAPS, parse_task_id
+from dreamgym.envs.textworld.panels import check_game, panels
+from dreamgym.envs.textworld.teacher import CookingTeacher
+
+DEMONSTRATIONS = {"easy": 20, "standard": 180}
+"""Training games with a successful expert episode in the logs; all others hold exploration only."""
+
+
+class TextWorldAdapter:
+    """One level of the cooking games."""
+
+    def __init__(self, level: str) -> None:
+        if level not in CAPS:
+            raise ConfigError(f"env: textworld has no level {level!r}; levels are {', '.join(CAPS)}")
+        self.level = level
+        self.name = ENV
+        self.cap = CAPS[level]
+        self.teacher = CookingTeacher()
+
+    def env(self, counter: RealSteps) -> Env:
+        return TextWorldEnv(counter)
+
+    def tasks(self, panel: Panel, limit: int) -> list[Task]:
+        """Tasks by id alone: instruction and first state are read at reset."""
+        return [Task(id=g.task, instruction="", first_state=(), panel=panel, difficulty=self.level)
+                for g in panels(self.level, panel)[:limit]]
+
+    def collect(self, counter: RealSteps, limit: int, seed: int) -> Iterator[Episode]:
+        for i, game in enumerate(panels(self.level, "train")[:limit]):
+            check_game(game)
+            level, number = parse_task_id(game.task)
+            task = look_at(level, number, "train", counter)
+            yield from Recorder(counter, seed).game(task, demonstrate=i < DEMONSTRATIONS[self.level])
+
+    def explorers(self) -> dict[str, Explorer]:
+        """Random, noisy, and two competent cooks, one of whom slips now and then: near misses for the audit."""
+        return {"random": _scripted(anything), "noisy": _scripted(_slipping(0.3, anything)),
+                "slipping": _scripted(_slipping(0.12, near_miss)), "expert": _scripted(expert)}
+
+
+def _scripted(act: Callable[[Scene, np.random.Generator], str]) -> Explorer:
+    def explorer(instruction: str, state: State, rng: np.random.Generator) -> str:
+        return act(read_scene(instruction, state), rng)
+
+    return explorer
+
+
+def _slipping(noise: float, other: Callable[[Scene, np.random.Generator], str]) -> Callable[[Scene, np.random.Generator], str]:
+    def act(scene: Scene, rng: np.random.Generator) -> str:
+        return other(scene, rng) if rng.random() < noise else expert(scene, rng)
+
+    return act

@@ -1,0 +1,138 @@
+"""Who acts in the logs: a scripted expert, and explorers that get things wrong in the ways that teach.
+
+All of them read the abstract state and the instruction only, like any agent. The proposals are deliberately rich in
+inadmissible, premature and malformed commands and in near misses (right object, wrong tool or cut): an experience model
+that has never seen a failure is an optimist.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dreamgym.core.state import LINE, State
+
+HEAT = {"fried": "stove", "roasted": "oven", "grilled": "BBQ"}
+CUT = {"chopped": "chop", "sliced": "slice", "diced": "dice"}
+FOODS = ["pork_chop", "red_tuna", "white_tuna", "carrot", "red_onion", "white_onion", "yellow_onion", "lettuce", "red_potato", "yellow_potato", "purple_potato", "red_apple", "yellow_apple", "green_apple", "banana", "tomato", "red_hot_pepper", "green_hot_pepper", "red_bell_pepper", "yellow_bell_pepper", "green_bell_pepper", "orange_bell_pepper", "block_of_cheese"]
+PLACES = ("counter", "table", "stove", "fridge", "oven", "floor")
+NOISE = ("look", "inventory", "examine cookbook", "wait", "help", "take", "cook", "eat", "open", "prepare", "slice",
+         "go north", "cook meal", "make meal", "eat food", "take all", "")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A state, parsed: where each thing is and what it went through."""
+
+    place: dict[str, str]
+    text: dict[str, str]
+    foods: tuple[str, ...]
+    goal: dict[str, tuple[str, str]]
+    """Food -> (cooking, cutting) that the recipe wants."""
+
+    @property
+    def held(self) -> list[str]:
+        return [k for k, p in self.place.items() if p == "held"]
+
+
+def goal_of(instruction: str) -> dict[str, tuple[str, str]]:
+    """``cook carrot fried sliced and ...`` as {food: (cooking, cutting)}."""
+    parts = instruction.removeprefix("cook ").split(" and ")
+    return {w[0]: (w[1], w[2]) for w in (p.split() for p in parts)}
+
+
+def read_scene(instruction: str, state: State) -> Scene:
+    place, text = {}, {}
+    for m in filter(None, map(LINE.fullmatch, state)):
+        if m["kind"] != "room":
+            place[m["kind"]], text[m["kind"]] = m["place"], m["text"] or ""
+    foods = tuple(k for k, t in text.items() if len(t.split()) == 2)
+    return Scene(place, text, foods, goal_of(instruction))
+
+
+def expert(scene: Scene, rng: np.random.Generator) -> str:
+    """The next command of a competent cook; hidden ingredients are looked for in the fridge."""
+    if scene.place.get("meal") == "held":
+        return "eat meal"
+    options: list[str] = []
+    for food, (cooked, cut) in scene.goal.items():
+        if food not in scene.place:
+            options.append("open fridge" if scene.text.get("fridge") == "closed" else "look")
+        elif scene.place[food] != "held":
+            options.append(f"take {food} from {scene.place[food]}" if scene.place[food] != "floor" else f"take {food}")
+        else:
+            has_cooked, has_cut = scene.text[food].split()
+            if has_cut == "uncut":
+                options.append(_with_knife(scene, f"{CUT[cut]} {food} with knife"))
+            if has_cooked in ("raw", "fresh"):
+                options.append(f"cook {food} with {HEAT[cooked]}")
+    return options[int(rng.integers(len(options)))] if options else "prepare meal"
+
+
+def _with_knife(scene: Scene, command: str) -> str:
+    spot = scene.place.get("knife")
+    return command if spot == "held" else "take knife" if spot in (None, "floor") else f"take knife from {spot}"
+
+
+def admissible_like(scene: Scene, rng: np.random.Generator) -> str:
+    """A command that is well formed and about things in sight; many of them do something."""
+    things = [k for k in scene.place if k not in ("fridge", "oven")]
+    thing = _pick(things, rng)
+    spot = scene.place[thing]
+    options = [f"take {thing} from {spot}" if spot not in ("held", "floor") else f"take {thing}",
+               f"put {thing} on {_pick(('counter', 'table', 'stove'), rng)}", f"drop {thing}", f"examine {thing}",
+               f"insert {thing} into {_pick(('fridge', 'oven'), rng)}",
+               f"{_pick(('open', 'close'), rng)} {_pick(('fridge', 'fridge', 'oven'), rng)}"]
+    if scene.held:
+        h = _pick(scene.held, rng)
+        options += [f"drop {h}", f"put {h} on {_pick(('counter', 'table', 'stove'), rng)}", f"insert {h} into fridge"]
+    return _pick(options, rng)
+
+
+def near_miss(scene: Scene, rng: np.random.Generator) -> str:
+    """Right object, wrong tool, cut or heat; or the right verb on another object; often it ends the episode."""
+    goal = _pick(tuple(scene.goal), rng)
+    others = [f for f in scene.foods if f != goal] or [goal]
+    food = goal if rng.random() < 0.6 else _pick(others, rng)
+    held = [f for f in scene.foods if scene.place[f] == "held"]
+    if held and rng.random() < 0.7:
+        food = _pick(held, rng)
+    tool = "knife" if rng.random() < 0.85 else _pick((*scene.place, "oven"), rng)
+    source = _pick(("stove", "oven"), rng) if rng.random() < 0.8 else _pick(("counter", "table", "fridge", "knife", "BBQ"), rng)
+    return _pick((f"{_pick(tuple(CUT.values()), rng)} {food} with {tool}", f"cook {food} with {source}", f"eat {food}",
+                  f"{_pick(tuple(CUT.values()), rng)} {food} with {tool}", f"cook {food} with {source}"), rng)
+
+
+def absent(scene: Scene, rng: np.random.Generator) -> str:
+    """A command about something that is not in sight, or not where the command says."""
+    unseen = [f for f in FOODS if f not in scene.place]
+    thing = _pick(unseen, rng) if rng.random() < 0.6 else _pick(tuple(scene.place), rng)
+    return _pick((f"take {thing} from {_pick(PLACES, rng)}", f"take {thing} from {_pick(PLACES, rng)}", f"cook {thing} with stove",
+                  f"{_pick(tuple(CUT.values()), rng)} {thing} with knife", f"drop {thing}", f"eat {thing}", f"take {thing}"), rng)
+
+
+def premature(scene: Scene, rng: np.random.Generator) -> str:
+    return _pick(("prepare meal", "prepare meal", "eat meal", "take knife from counter", "open fridge", "close fridge",
+                  f"eat {_pick(tuple(scene.goal), rng)}"), rng)
+
+
+def malformed(scene: Scene, rng: np.random.Generator) -> str:
+    """Commands with a missing, doubled or wrong part, as a language model writes them."""
+    if rng.random() < 0.25:
+        return _pick(NOISE, rng)
+    things = [*scene.place, *PLACES]
+    a, b = _pick(things, rng), _pick(things, rng)
+    goal = _pick(tuple(scene.goal), rng)
+    return _pick((f"take {a} {b}", f"take {goal} {scene.place.get(goal, b)}", f"{_pick(tuple(CUT.values()), rng)} {a} with {b}",
+                  f"cook {a} with {b}", f"cook {a}", f"{_pick(tuple(CUT.values()), rng)} {a}", f"open {a}", f"take {a} with {b}",
+                  f"cook {goal} from {b}", f"take {a} from {b}", f"fry {a}", f"put {a}", f"take from {b}",
+                  f"drop {a} from {b}", f"eat {a} with {b}", f"prepare {a}", f"take {a} from"), rng)
+
+
+def anything(scene: Scene, rng: np.random.Generator) -> str:
+    """One draw from all the ways to act badly."""
+    kind = rng.choice(5, p=[0.3, 0.32, 0.16, 0.08, 0.14])
+    return (admissible_like, near_miss, absent, premature, malformed)[int(kind)](scene, rng)
+
+
+def _pick(options: tuple[str, ...] | list[str], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]

@@ -1,0 +1,126 @@
+"""Recording the offline logs: demonstrations scarce, exploration plentiful, every real step counted.
+
+Per training game: two noisy cooks that give up before the meal is eaten, one premature and one random explorer, and
+along all of them counterfactual single steps (the prefix is re-played, another action is taken, its real outcome kept).
+Only the first ``demonstrations`` games also get a successful expert episode.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from dreamgym.core.env import RealSteps
+from dreamgym.core.seeding import keyed_rng
+from dreamgym.core.state import diff, state_of_text
+from dreamgym.core.types import Branch, Episode, Outcome, StopReason, Task, Transition
+from dreamgym.envs.textworld.behaviours import (
+    Scene,
+    absent,
+    admissible_like,
+    anything,
+    expert,
+    malformed,
+    near_miss,
+    premature,
+    read_scene,
+)
+from dreamgym.envs.textworld.env import ENV, TextWorldEnv
+
+Behaviour = Callable[[Scene, np.random.Generator], str]
+BRANCHES = 3
+"""Counterfactual steps per visited state."""
+
+
+@dataclass
+class Recorder:
+    """Plays one game after another in the real environment and keeps what happened."""
+
+    counter: RealSteps
+    seed: int = 0
+
+    def game(self, task: Task, demonstrate: bool) -> Iterator[Episode]:
+        """All logged episodes of one training game."""
+        env = TextWorldEnv(self.counter)
+        if demonstrate:
+            yield self.episode(env, task, "expert", expert, branches=0, give_up=None)
+        for i in range(2):
+            rng = keyed_rng(self.seed, task.id, "noisy", i)
+            noise = float(rng.uniform(0.1, 0.5))
+            yield self.episode(env, task, "noisy", _noisy(noise), branches=BRANCHES, give_up=int(rng.integers(4, 16)), draw=i)
+        rng = keyed_rng(self.seed, task.id, "length")
+        yield self.episode(env, task, "premature", _noisy(0.5, premature), branches=1, give_up=int(rng.integers(4, 12)))
+        yield self.episode(env, task, "random", anything, branches=1, give_up=int(rng.integers(6, 16)))
+
+    def episode(self, env: TextWorldEnv, task: Task, name: str, act: Behaviour, branches: int, give_up: int | None,
+                draw: int = 0) -> Episode:
+        """One episode of ``act``; it gives up after ``give_up`` steps, and always before it would eat the meal."""
+        state = state_of_text(env.reset_sync(task.id)[0])
+        steps: list[Transition] = []
+        tried: list[Branch] = []
+        stop: StopReason | None = None
+        while stop is None:
+            rng = keyed_rng(self.seed, task.id, name, draw, len(steps))
+            scene = read_scene(task.instruction, state)
+            prefix = [t.action for t in steps]
+            tried += [Branch(at=len(steps), transition=t) for t in self._branches(env, task, prefix, scene, state, branches, rng)]
+            action = act(scene, rng)
+            if give_up is not None and (len(steps) >= give_up or (action == "eat meal" and scene.place.get("meal") == "held")):
+                stop = StopReason.ABANDONED
+                break
+            answer = env.step_sync(action)
+            after = state_of_text(answer.observation)
+            stop = _stop(answer.info.get("stop"))
+            change = diff(state, after)
+            outcome = _outcome(stop)
+            steps.append(Transition(state=state, action=action, removed=change.removed, added=change.added,
+                                    reward=answer.reward, outcome=outcome))
+            state = after
+        return Episode(id=f"{task.id}#{name}{draw}", env=ENV, task=task, source="real", behaviour=name, seed=self.seed,
+                       transitions=tuple(steps), branches=tuple(tried), stop=stop)
+
+    def _branches(self, env: TextWorldEnv, task: Task, prefix: list[str], scene: Scene, state: tuple[str, ...], n: int,
+                  rng: np.random.Generator) -> Iterator[Transition]:
+        """``n`` other actions from the current state; leaves ``env`` where it was."""
+        moved = False
+        done: set[str] = set()
+        for i in range(n):
+            act = (near_miss, _mixed, near_miss)[i % 3] if rng.random() < 0.8 else expert
+            action = act(scene, rng)
+            wins = action.strip() == "eat meal" and scene.place.get("meal") == "held"
+            if action in done or wins:
+                continue
+            done.add(action)
+            if moved:
+                self._replay(env, task, prefix)
+            answer = env.step_sync(action)
+            after = state_of_text(answer.observation)
+            stop = _stop(answer.info.get("stop"))
+            moved = after != state or stop is not None or env.at_cap
+            change = diff(state, after)
+            outcome = _outcome(stop)
+            yield Transition(state=state, action=action, removed=change.removed, added=change.added, reward=answer.reward,
+                             outcome=outcome)
+        if done:
+            self._replay(env, task, prefix)
+
+    def _replay(self, env: TextWorldEnv, task: Task, prefix: list[str]) -> None:
+        env.reset_sync(task.id)
+        for action in prefix:
+            env.step_sync(action)
+
+
+def _stop(reason: object) -> StopReason | None:
+    return reason if isinstance(reason, StopReason) else None
+
+
+def _outcome(stop: StopReason | None) -> Outcome:
+    return "won" if stop == StopReason.WON else "lost" if stop == StopReason.LOST else "go"
+
+
+def _mixed(scene: Scene, rng: np.random.Generator) -> str:
+    return (absent, malformed, premature, admissible_like)[int(rng.integers(4))](scene, rng)
+
+
+def _noisy(noise: float, other: Behaviour = anything) -> Behaviour:
+    return lambda scene, rng: other(scene, rng) if rng.random() < noise else expert(scene, rng)

@@ -1,0 +1,154 @@
+"""The cooking teacher: annotates logged transitions with the reasoning that an experience model should write (Eq. 5).
+
+It is *privileged*: it knows the true outcome and never writes a verdict that contradicts it. What it writes follows
+from instruction, sheet, state and outcome: what the action needs, where that is, whether the preconditions hold, what
+the action yields, and, before anything can end the episode, goal against state item by item, one word of comparison each.
+Where its rules do not explain the outcome it falls back on ``dreamgym.experience.annotate.before_after``.
+"""
+
+from dreamgym.core.state import LINE, State
+from dreamgym.core.types import Task, Transition
+from dreamgym.envs.textworld.behaviours import CUT, goal_of
+from dreamgym.experience.annotate import before_after
+
+_CUTS = {verb: result for result, verb in CUT.items()}
+_COOKS = {"stove": "fried", "oven": "roasted"}
+_FAILS = "fails"
+
+
+class CookingTeacher:
+    """``explain`` gives the reasoning of one transition of a task."""
+
+    def explain(self, task: Task, t: Transition) -> str:
+        things = {m["kind"]: (m["place"], m["text"] or "") for m in map(LINE.fullmatch, t.state) if m}
+        words = t.action.split()
+        changed = bool(t.change) or t.outcome != "go"
+        trace = _trace(words, things, goal_of(task.instruction), t)
+        verdict = trace.rsplit(" , ", 1)[-1]
+        agrees = (verdict == _FAILS) == (not changed) and (verdict in ("won", "lost")) == (t.outcome != "go")
+        return trace if agrees and (verdict not in ("won", "lost") or verdict == t.outcome) else before_after(t)
+
+
+Things = dict[str, tuple[str, str]]
+Goal = dict[str, tuple[str, str]]
+
+
+def _trace(words: list[str], things: Things, goal: Goal, t: Transition) -> str:
+    match words:
+        case ["take", x, "from", p]:
+            return _take(x, p, things)
+        case ["take", x] if things.get(x, ("", ""))[0] == "floor":
+            return f"{_at(x, things)} , works"
+        case ["take", x]:
+            return _take(x, None, things)
+        case [verb, x, "with", tool] if verb in _CUTS:
+            return _cut(_CUTS[verb], x, tool, things, goal)
+        case ["cook", x, "with", source]:
+            return _cook(x, source, things, goal)
+        case ["eat", x]:
+            return _eat(x, things, goal, t)
+        case ["prepare", "meal"]:
+            return _prepare(things, goal)
+        case ["open", x]:
+            if things.get(x, ("", ""))[1] != "closed":
+                return f"{_at(x, things)} , not closed , {_FAILS}"
+            return f"{_at(x, things)} , inside {_inside(x, t.added)} , works"
+        case ["close", x]:
+            return f"{_at(x, things)} , {'works' if things.get(x, ('', ''))[1] == 'open' else 'not open , ' + _FAILS}"
+        case ["drop", x]:
+            return f"{_at(x, things)} , {'works' if things.get(x, ('', ''))[0] == 'held' else 'not held , ' + _FAILS}"
+        case ["put", x, "on", p]:
+            return _put(x, p, p in things.get("room", ("", ""))[1].split(), things)
+        case ["insert", x, "into", p]:
+            return _put(x, p, things.get(p, ("", ""))[1] == "open", things)
+        case ["examine", *_] | ["look"] | ["inventory"]:
+            return f"only looking , {_FAILS}"
+        case _:
+            return f"not understood , {_FAILS}"
+
+
+def _at(x: str, things: Things) -> str:
+    if x not in things:
+        return f"{x} none"
+    place, text = things[x]
+    return f"{x} {place} {text}".rstrip()
+
+
+def _take(x: str, p: str | None, things: Things) -> str:
+    seen = _at(x, things)
+    if x not in things:
+        return f"{seen} , {_FAILS}"
+    place = things[x][0]
+    if place == "held" or (p is not None and place != p):
+        return f"{seen} , not on {p or 'reach'} , {_FAILS}"
+    if things.get(place, ("", ""))[1] == "closed":
+        return f"{seen} , {place} closed , {_FAILS}"
+    return f"{seen} , works"
+
+
+def _wants(x: str, goal: Goal, which: int, yields: str) -> tuple[str, bool]:
+    """What the recipe wants of x against what the action yields: the words, and whether they differ."""
+    if x not in goal:
+        return "wants none", False
+    wanted = goal[x][which]
+    return f"wants {wanted} get {yields} {'same' if wanted == yields else 'differ'}", wanted != yields
+
+
+def _cut(yields: str, x: str, tool: str, things: Things, goal: Goal) -> str:
+    seen = _at(x, things)
+    text = things.get(x, ("", ""))[1].split()
+    if things.get(x, ("", ""))[0] != "held" or len(text) != 2:
+        return f"{seen} , {'not held' if x in things else 'absent'} , {_FAILS}"
+    if text[1] != "uncut":
+        return f"{seen} , already cut , {_FAILS}"
+    knife = _at(tool, things)
+    if things.get(tool, ("", "")) != ("held", "sharp"):
+        return f"{seen} , {knife} , no knife , {_FAILS}"
+    wants, differ = _wants(x, goal, 1, yields)
+    return f"{seen} , {knife} , {wants} , {'lost' if differ else 'works'}"
+
+
+def _cook(x: str, source: str, things: Things, goal: Goal) -> str:
+    seen = _at(x, things)
+    text = things.get(x, ("", ""))[1].split()
+    if things.get(x, ("", ""))[0] != "held" or len(text) != 2:
+        return f"{seen} , {'not held' if x in things else 'absent'} , {_FAILS}"
+    if source not in _COOKS:
+        return f"{seen} , {source} cold , {_FAILS}"
+    yields = _COOKS[source] if text[0] in ("raw", "fresh") else "burned"
+    wants, differ = _wants(x, goal, 0, yields)
+    return f"{seen} , {source} gives {yields} , {wants} , {'lost' if differ else 'works'}"
+
+
+def _eat(x: str, things: Things, goal: Goal, t: Transition) -> str:
+    seen = _at(x, things)
+    place, text = things.get(x, ("", ""))
+    if place != "held":
+        return f"{seen} , {'not held' if x in things else 'absent'} , {_FAILS}"
+    if x == "meal":
+        return f"{seen} , wants meal get meal same , won"
+    if len(text.split()) != 2 or text.split()[0] in ("raw", "burned"):
+        return f"{seen} , not edible , {_FAILS}"
+    return f"{seen} , edible , {'in recipe , lost' if x in goal else 'not in recipe , works'}"
+
+
+def _prepare(things: Things, goal: Goal) -> str:
+    parts, whole = [], "meal" not in things
+    for food, (cooked, cut) in goal.items():
+        place, text = things.get(food, ("", ""))
+        same = place == "held" and text == f"{cooked} {cut}"
+        whole = whole and same
+        parts.append(f"wants {food} held {cooked} {cut} got {_at(food, things)} {'same' if same else 'differ'}")
+    return " , ".join([*parts, "works" if whole else _FAILS])
+
+
+def _inside(x: str, added: State) -> str:
+    inside = [m["kind"] for m in map(LINE.fullmatch, added) if m and m["place"] == x]
+    return " ".join(inside) or "nothing"
+
+
+def _put(x: str, p: str, fits: bool, things: Things) -> str:
+    seen = _at(x, things)
+    if things.get(x, ("", ""))[0] != "held":
+        return f"{seen} , not held , {_FAILS}"
+    return f"{seen} , {'works' if fits else f'not on {p} , ' + _FAILS}"

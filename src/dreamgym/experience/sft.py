@@ -1,0 +1,102 @@
+"""Training data of the experience model (arXiv 2511.03773 Eq. 5): prompts with retrieval, targets = reasoning + outcome.
+
+Logged steps from one state share that state's prompt: a tree with the world as prefix and one segment per action. The
+own episode is never retrieved, the own task not for half of the prompts. Rare kinds of change are repeated, because a
+tiny model that sees a fridge opened once in a thousand steps does not learn to copy its content.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from dreamgym.core.grammar import Reply, render_reply
+from dreamgym.core.seeding import keyed_rng
+from dreamgym.core.state import entity
+from dreamgym.core.types import Episode, Task, Transition
+from dreamgym.experience.model import ExperienceConfig, PromptBuilder, Request, unseen_part
+from dreamgym.lm.local import LocalLM
+from dreamgym.lm.packing import Segment, Tree
+from dreamgym.replay.buffer import Retrieval
+
+
+class RepeatConfig(BaseModel):
+    """How often rare kinds of steps are shown per epoch."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    several: int = 3
+    """Steps that change more than one thing."""
+    won: int = 8
+    lost: int = 1
+
+
+def kind_of(t: Transition) -> str:
+    """The class of a step: won, lost, none, one or several (things changed)."""
+    if t.outcome != "go":
+        return t.outcome
+    things = {entity(x) for x in (*t.removed, *t.added)}
+    return "none" if not things else "one" if len(things) == 1 else "several"
+
+
+def requests_of(episode: Episode, task: Task) -> list[tuple[Request, Transition]]:
+    """What the experience model would have been asked at every step of a logged episode, with the true answer."""
+    out: list[tuple[Request, Transition]] = []
+    seen: set[str] = set()
+    past: list[str] = []
+    at: list[tuple[set[str], tuple[str, ...]]] = []
+    for i, t in enumerate(episode.transitions):
+        seen = seen | {entity(s) for s in t.state}
+        at.append((seen, tuple(past)))
+        out.append((_request(episode, task, t, seen, tuple(past), i), t))
+        past.append(t.action)
+        seen = seen | {entity(s) for s in t.added}
+    at.append((seen, tuple(past)))
+    for n, branch in enumerate(episode.branches):
+        known, before = at[branch.at]
+        known = known | {entity(s) for s in branch.transition.state}
+        out.append((_request(episode, task, branch.transition, known, before, 1000 + n), branch.transition))
+    return out
+
+
+def _request(episode: Episode, task: Task, t: Transition, seen: set[str], past: tuple[str, ...], turn: int) -> Request:
+    return Request(task.instruction, unseen_part(task.sheet, seen), past, t.state, t.action, episode.id, task.id,
+                   (episode.seed, task.id, episode.member, turn))
+
+
+def sft_trees(lm: LocalLM, episodes: Iterable[Episode], tasks: dict[str, Task], retrieval: Retrieval, config: ExperienceConfig,
+              repeat: RepeatConfig, seed: int) -> list[Tree]:
+    """Packed-ready trees for one epoch. ``tasks`` holds each task with its sheet; episodes of other tasks are an error."""
+    pairs = [p for e in episodes for p in requests_of(e, tasks[e.task.id])]
+    prompts = PromptBuilder(config, retrieval)
+    own_task = [keyed_rng(seed, "own-task", *r.key).random() < 0.5 for r, _ in pairs]
+    queries = prompts.queries([r for r, _ in pairs], own_task)
+    targets = [render_reply(Reply(t.reasoning if config.reasoning else "", t.change, t.outcome)) for _, t in pairs]
+    worlds: dict[str, list[int]] = defaultdict(list)
+    for i, (r, t) in enumerate(pairs):
+        times = {"several": repeat.several, "won": repeat.won, "lost": repeat.lost}.get(kind_of(t), 1)
+        worlds[prompts.world(r)] += [i] * times
+    prefixes = lm.encode_batch([f" {w}" for w in worlds])
+    query_ids = lm.encode_batch([f" {q}" for q in queries])
+    target_ids = lm.encode_batch([f" {t}" for t in targets])
+    trees = []
+    for prefix, members in zip(prefixes, worlds.values(), strict=True):
+        for some in _distinct_rounds(members):
+            segments = tuple(Segment((*query_ids[i], *target_ids[i], lm.eos), len(target_ids[i]) + 1) for i in some)
+            trees.append(Tree(tuple(prefix), segments))
+    order = keyed_rng(seed, "order").permutation(len(trees))
+    return [trees[i] for i in order]
+
+
+def _distinct_rounds(members: Sequence[int]) -> list[list[int]]:
+    """Repeated members go to separate copies of the tree, so that no tree holds a segment twice."""
+    rounds: list[list[int]] = []
+    counts: dict[int, int] = {}
+    for i in members:
+        n = counts.get(i, 0)
+        counts[i] = n + 1
+        if n == len(rounds):
+            rounds.append([])
+        rounds[n].append(i)
+    return rounds
+
+

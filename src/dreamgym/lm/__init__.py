@@ -1,0 +1,1 @@
+"""Language models as tokens in, tokens out, on Hugging Face classes. Extra: ``[train]`` (torch, transformers)."""

@@ -1,0 +1,74 @@
+"""Supervised training of a causal language model on packed trees, by Hugging Face's ``Trainer`` (kill it, run it again).
+
+Used for the base language model, the experience model (Eq. 5) and the policy's warm start: same loop, other trees.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from dreamgym.lm.packing import Row, Tree, collate, pack
+
+
+class FitConfig(BaseModel):
+    """Optimisation of one supervised stage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    learning_rate: float = 2e-3
+    """Peak, after a short linear warm-up; cosine to zero afterwards."""
+    epochs: float = 1.0
+    row_length: int = 384
+    """Tokens of one packed row."""
+    rows: int = 16
+    """Rows of one update."""
+    weight_decay: float = 0.01
+    seed: int = 0
+
+
+class _Rows(Dataset[Row]):
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+
+class _Progress(TrainerCallback):
+    def __init__(self, report: Callable[[int, int, float], None]) -> None:
+        self.report = report
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None,
+               **_: object) -> None:
+        if logs and "loss" in logs:
+            self.report(state.global_step, state.max_steps, float(logs["loss"]))
+
+
+def fit(model: PreTrainedModel, trees: Sequence[Tree], config: FitConfig, folder: Path,
+        report: Callable[[int, int, float], None] = lambda done, total, loss: None, checkpoint_every: int = 500) -> None:
+    """Train ``model`` in place; ``folder`` keeps checkpoints, from which an interrupted call goes on."""
+    rows = pack(trees, config.row_length)
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(folder), num_train_epochs=config.epochs, per_device_train_batch_size=config.rows,
+            learning_rate=config.learning_rate, lr_scheduler_type="cosine", warmup_steps=20, weight_decay=config.weight_decay,
+            adam_beta2=0.98, max_grad_norm=1.0, bf16=True, use_cpu=True, seed=config.seed, data_seed=config.seed,
+            save_strategy="steps", save_steps=checkpoint_every, save_total_limit=1, logging_steps=20, report_to=[],
+            disable_tqdm=True, remove_unused_columns=False, dataloader_num_workers=0),
+        train_dataset=_Rows(rows), data_collator=collate, callbacks=[_Progress(report)])
+    trainer.remove_callback(_printer())
+    last = get_last_checkpoint(str(folder)) if folder.exists() else None
+    trainer.train(resume_from_checkpoint=last)
+
+
+def _printer() -> type[TrainerCallback]:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback

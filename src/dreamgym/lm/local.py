@@ -1,0 +1,128 @@
+"""A local causal language model: batched generation with keyed draws, and log-probabilities of what was sampled.
+
+Draws belong to (seed, task, member, turn) keys that the caller names, so a reply does not depend on its place in a batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from dreamgym.core.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Sampled token ids (the end token included where it was sampled) and their log-probabilities under the sampler."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+    """Whether the end token was reached within the budget."""
+
+
+class LocalLM:
+    """Model and tokenizer of one folder (or hub name), in evaluation mode."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.eos = int(tokenizer.eos_token_id)
+        self.pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos)
+        self.tokens_in = 0
+        self.tokens_out = 0
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LocalLM":
+        """From a saved folder or a hub name; weights in 32 bit on the CPU."""
+        try:
+            model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
+            return cls(model, AutoTokenizer.from_pretrained(str(path)))
+        except (OSError, ValueError) as e:
+            raise DataError(f"{path}: holds no causal language model that transformers can load ({e})") from e
+
+    @property
+    def parameters(self) -> int:
+        return int(sum(p.numel() for p in self.model.parameters()))
+
+    def save(self, path: Path) -> None:
+        self.model.save_pretrained(str(path))
+        self.tokenizer.save_pretrained(str(path))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of data: no special token can be written as text."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return [list(i) for i in self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids without the end token."""
+        return str(self.tokenizer.decode([i for i in ids if i != self.eos], skip_special_tokens=False,
+                                         clean_up_tokenization_spaces=False))
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Sequence[int]], budget: int, temperature: float = 0.0,
+                 draws: Sequence[np.random.Generator] | None = None) -> list[Generation]:
+        """Continue each prompt until the end token or ``budget`` tokens.
+
+        Greedy at temperature 0; otherwise row i samples with ``draws[i]`` alone. Log-probabilities are those of the
+        distribution sampled from (after temperature).
+        """
+        if not prompts:
+            return []
+        if temperature > 0 and (draws is None or len(draws) != len(prompts)):
+            raise ValueError(f"sampling needs one generator per prompt: {len(prompts)} prompts")
+        n, width = len(prompts), max(len(p) for p in prompts)
+        ids = torch.full((n, width), self.pad)
+        mask = torch.zeros((n, width), dtype=torch.long)
+        for i, p in enumerate(prompts):
+            ids[i, width - len(p):] = torch.tensor(p)
+            mask[i, width - len(p):] = 1
+        self.tokens_in += int(mask.sum())
+        cache = DynamicCache(config=self.model.config)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
+                                logits_to_keep=1).logits[:, -1].float()
+        out: list[list[int]] = [[] for _ in range(n)]
+        logprobs: list[list[float]] = [[] for _ in range(n)]
+        live = list(range(n))
+        position = mask.sum(1)
+        for _ in range(budget):
+            chosen, lp = self._choose(logits, temperature, [draws[i] for i in live] if draws else None)
+            keep = []
+            for row, i in enumerate(live):
+                out[i].append(int(chosen[row]))
+                logprobs[i].append(float(lp[row]))
+                if out[i][-1] != self.eos:
+                    keep.append(row)
+            self.tokens_out += len(live)
+            if not keep or len(out[live[keep[0]]]) >= budget:
+                break
+            live = [live[r] for r in keep]
+            if len(keep) < len(chosen):
+                index = torch.tensor(keep)
+                cache.batch_select_indices(index)
+                mask, position, chosen = mask[index], position[index], chosen[index]
+            mask = torch.cat([mask, torch.ones((len(live), 1), dtype=torch.long)], dim=1)
+            logits = self.model(input_ids=chosen[:, None], attention_mask=mask, position_ids=position[:, None],
+                                past_key_values=cache).logits[:, -1].float()
+            position = position + 1
+        return [Generation(tuple(o), tuple(lp), bool(o) and o[-1] == self.eos) for o, lp in zip(out, logprobs, strict=True)]
+
+    def _choose(self, logits: torch.Tensor, temperature: float,
+                draws: Sequence[np.random.Generator] | None) -> tuple[torch.Tensor, torch.Tensor]:
+        if temperature == 0 or draws is None:
+            chosen = logits.argmax(-1)
+            return chosen, torch.zeros(len(chosen))
+        logp = torch.log_softmax(logits / temperature, -1)
+        cumulative = logp.double().exp().cumsum(-1)
+        u = torch.tensor([d.random() for d in draws], dtype=torch.float64)[:, None] * cumulative[:, -1:]
+        chosen = torch.searchsorted(cumulative, u).clamp(max=logits.shape[-1] - 1)[:, 0]
+        return chosen, logp.gather(1, chosen[:, None])[:, 0]

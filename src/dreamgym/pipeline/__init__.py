@@ -1,0 +1,1 @@
+"""The stages, the run directory and resuming: the only place where everything meets."""

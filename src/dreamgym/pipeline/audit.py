@@ -1,0 +1,112 @@
+"""Runs the audit: real episodes of several policies on held-out games, then the same games in the dream.
+
+Everything real in here is counted as audit steps. The buffer holds the training logs only and is frozen, so the order
+of episodes does not matter.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from dreamgym.core.env import RealSteps
+from dreamgym.core.state import diff, state_of_text
+from dreamgym.core.types import Episode, Panel, StopReason, Task, Transition
+from dreamgym.envs.adapter import Adapter
+from dreamgym.experience.audit import effective_templates, first_divergences, next_states, replay_success, things_of
+from dreamgym.experience.model import ExperienceModel
+from dreamgym.lm.local import LocalLM
+from dreamgym.pipeline.config import RunConfig
+from dreamgym.pipeline.logs import tasks_of
+from dreamgym.pipeline.play import dream_rate, play_dream, play_real, seats_for, success_rate
+from dreamgym.rl.policy import Actor, Policy, Scripted
+
+STEPS = 6000
+"""One-step predictions made at most."""
+
+
+def audit_run(config: RunConfig, adapter: Adapter, model: ExperienceModel, logs: Sequence[Episode],
+              policies: Mapping[str, LocalLM], panel: Panel = "test") -> tuple[dict[str, object], list[Episode]]:
+    """All audit measures on ``panel``; ``policies`` may hold ``sft`` and ``policy`` (the dream-trained one).
+
+    Also the dreamed wins of ``policy``, each followed by its real twin.
+    """
+    counter = RealSteps(purpose="audit")
+    games = adapter.tasks(panel, config.evaluation.games)
+    actors: dict[str, Actor] = {name: Scripted(e) for name, e in adapter.explorers().items()}
+    actors |= {name: Policy(lm, config.evaluation.temperature) for name, lm in policies.items()}
+    seed = config.seed + 7919  # other draws than the evaluation's
+    real = {name: play_real(actor, adapter, seats_for(games, seed), counter, "audit", name) for name, actor in actors.items()}
+    episodes = [r.episode for played in real.values() for r in played if r.episode.valid]
+    tasks = tasks_of(episodes)
+    order = [tasks[t.id] for t in games if t.id in tasks]
+    replayed = replay_success(model, episodes, tasks)
+    things = things_of(logs)
+    steps = next_states(model, _some(episodes, STEPS), tasks, effective_templates(logs, things), things)
+    dreamed = {name: play_dream(actor, model, adapter.cap, seats_for(order, seed), name) for name, actor in actors.items()}
+    gaps = {name: {"dream": dream_rate(dreamed[name]), "real": success_rate(real[name]),
+                   "dream_invalid": sum(not r.episode.valid for r in dreamed[name]) / len(order)} for name in actors}
+    result: dict[str, object] = {
+        "panel": panel, "games": len(games), "episodes": len(episodes), "successes": sum(e.real_success() for e in episodes),
+        "success_precision": replayed.confusion.precision, "success_recall": replayed.confusion.recall,
+        "invalid": replayed.invalid / max(replayed.episodes, 1), "next_state_macro": steps.macro, "next_state_changing": steps.changing,
+        "next_state": {c: {"right": steps.right[c], "total": steps.total[c]} for c in sorted(steps.total)},
+        "undetermined": steps.undetermined, "lost_precision": steps.precision("lost"), "won_precision": steps.precision("won"),
+        "optimism": sum(abs(g["dream"] - g["real"]) for g in gaps.values()) / len(gaps), "policies": gaps,
+        "replay_divergences": dict(replayed.divergences.most_common(20)), "errors": steps.errors,
+    }
+    pairs: list[Episode] = []
+    if "policy" in policies:
+        g = gaps["policy"]
+        result["optimism_dream_trained"] = abs(g["dream"] - g["real"])
+        found, pairs = dream_wins(Policy(policies["policy"], config.evaluation.temperature), model, adapter, order, seed, counter)
+        result |= found
+    result["real_steps_audit"] = counter.total
+    return result, pairs
+
+
+def dream_wins(policy: Actor, model: ExperienceModel, adapter: Adapter, tasks: Sequence[Task], seed: int,
+               counter: RealSteps) -> tuple[dict[str, object], list[Episode]]:
+    """Dream-win precision: the share of dreamed wins whose actions also win in the real twin game."""
+    members = max(1, -(-300 // len(tasks)))
+    played = play_dream(policy, model, adapter.cap, seats_for(tasks, seed + 1, members))
+    wins = [r.episode for r in played if r.episode.valid and r.episode.stop == StopReason.WON]
+    twins = asyncio.run(replay_real(adapter, wins, counter))
+    kept = sum(t.real_success() for t in twins)
+    false = [(d, t) for d, t in zip(wins, twins, strict=True) if not t.real_success()]
+    pairs = [e for pair in zip(wins, twins, strict=True) for e in pair]
+    return {"dream_win_precision": kept / max(len(wins), 1), "dream_wins": len(wins), "dream_episodes": len(played),
+            "dream_win_divergences": first_divergences([d for d, _ in false], [t for _, t in false])}, pairs
+
+
+async def replay_real(adapter: Adapter, dreamed: Sequence[Episode], counter: RealSteps) -> list[Episode]:
+    """The actions of dreamed episodes in the real environment, from its reset; one real twin for each."""
+    twins = []
+    for d in dreamed:
+        env = adapter.env(counter)
+        observation, _ = await env.reset(d.task, d.seed)
+        state = state_of_text(observation)
+        steps: list[Transition] = []
+        stop: StopReason | None = None
+        for t in d.transitions:
+            answer = await env.step(t.action)
+            after = state_of_text(answer.observation)
+            change = diff(state, after)
+            reason = answer.info.get("stop")
+            stop = reason if isinstance(reason, StopReason) else None
+            steps.append(Transition(state=state, action=t.action, removed=change.removed, added=change.added, reward=answer.reward,
+                                    outcome="won" if stop == StopReason.WON else "lost" if stop == StopReason.LOST else "go"))
+            state = after
+            if stop is not None:
+                break
+        await env.close()
+        twins.append(d.model_copy(update={"source": "real", "env": adapter.name, "id": f"{d.id}~twin", "transitions": tuple(steps),
+                                          "stop": stop or StopReason.ABANDONED}))
+    return twins
+
+
+def _some(episodes: Sequence[Episode], steps: int) -> list[Episode]:
+    """Whole episodes, evenly spread, with about ``steps`` steps in all."""
+    total = sum(len(e.transitions) for e in episodes)
+    every = max(1, -(-total // steps))
+    return list(episodes[::every])
+
+

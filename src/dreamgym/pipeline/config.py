@@ -1,0 +1,157 @@
+"""The one configuration of a run: a YAML file and ``key=value`` overrides, checked, saved with the run.
+
+    config = load_config(Path("my.yaml"), ["rl.iterations=20", "experience.prompt.reasoning=false"])
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dreamgym.core.errors import ConfigError
+from dreamgym.core.types import Panel
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Optimisation(Section):
+    """A supervised stage (see ``dreamgym.lm.fit.FitConfig``)."""
+
+    learning_rate: float = Field(2e-3, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    row_length: int = Field(384, ge=64)
+    rows: int = Field(16, ge=1)
+
+
+class Prompt(Section):
+    """What the experience model is shown (see ``dreamgym.experience.model.ExperienceConfig``)."""
+
+    reasoning: bool = True
+    sheet: bool = True
+    k: int = Field(1, ge=0)
+    history: int = Field(0, ge=0)
+
+
+class Experience(Section):
+    prompt: Prompt = Prompt()
+    fit: Optimisation = Optimisation(learning_rate=1e-3, epochs=1.0)
+    teacher: str = "own"
+    """``own`` = the environment's teacher, ``generic`` = before/after difference only."""
+
+
+class WarmStart(Section):
+    """The policy's supervised start on logged successes."""
+
+    demonstrations: int | None = None
+    """How many successful logged episodes; None = the expert's only, as recorded. 0 = all successes (``sft_all``)."""
+    fit: Optimisation = Optimisation(learning_rate=1e-3, epochs=20, rows=4)
+
+
+class Dreaming(Section):
+    """GRPO in the dream (see ``dreamgym.rl.grpo.GRPOConfig``)."""
+
+    iterations: int = Field(40, ge=0)
+    tasks: int = Field(16, ge=1)
+    group: int = Field(8, ge=2)
+    learning_rate: float = Field(1e-4, gt=0)
+    clip: float = 0.2
+    passes: int = 2
+    environment: str = "dream"
+    """``dream``, or ``real`` for the control arm (its steps are counted)."""
+    real_budget: int | None = None
+    """Hard stop for real steps in RL; None = no limit."""
+    probe_every: int = Field(0, ge=0)
+    """Iterations between checks on the probe panel, by which the checkpoint is chosen; 0 = keep the last."""
+
+
+class Evaluation(Section):
+    panel: Panel = "test"
+    games: int = Field(150, ge=1)
+    probe_games: int = Field(50, ge=1)
+    temperature: float = Field(0.4, ge=0)
+
+
+class RunConfig(Section):
+    """Everything that decides a run."""
+
+    env: str = "textworld/easy"
+    """``textworld/easy``, ``textworld/standard`` or ``module:object`` for an adapter of your own."""
+    logs: str = "shipped"
+    """``shipped``, ``collect`` (record new ones), or a path to a .jsonl or .jsonl.xz file of episodes."""
+    base: str = "shipped"
+    """``shipped``, ``tiny`` (train one on the logs' text), or a folder or hub name of a causal LM."""
+    seed: int = 0
+    collect_tasks: int = 620
+    """Training tasks recorded where ``logs: collect``."""
+    pretrain: Optimisation = Optimisation(learning_rate=2e-3, epochs=3)
+    """Training of the base language model where ``base: tiny``."""
+    experience: Experience = Experience()
+    sft: WarmStart = WarmStart()
+    rl: Dreaming = Dreaming()
+    evaluation: Evaluation = Evaluation()
+    threads: int = Field(0, ge=0)
+    """Threads of torch; 0 = all cores."""
+
+
+def config_hash(value: BaseModel | dict[str, object]) -> str:
+    """A short stable hash of a configuration or a part of one."""
+    data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=5).hexdigest()
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Defaults, then the file, then the overrides. ``ConfigError`` names the key, the file and the nearest real key."""
+    data: dict[str, object] = {}
+    where = "overrides"
+    if path is not None:
+        where = str(path)
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as e:
+            raise ConfigError(f"{path}: cannot be read ({e.strerror})") from e
+        except yaml.YAMLError as e:
+            raise ConfigError(f"{path}: not YAML ({e})") from e
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigError(f"{path}: must hold keys and values at the top")
+        data = loaded or {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"override {text!r} has no '='; the form is key.subkey=value")
+        _put(data, key.split("."), yaml.safe_load(value))
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as e:
+        raise ConfigError("; ".join(_explain(error["loc"], error["msg"], error["type"], where) for error in e.errors())) from e
+
+
+def dump_config(config: RunConfig) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _put(data: dict[str, object], keys: list[str], value: object) -> None:
+    for key in keys[:-1]:
+        inner = data.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {'.'.join(keys)}: {key} holds a value, not a section")
+        data = inner
+    data[keys[-1]] = value
+
+
+def _explain(loc: tuple[int | str, ...], message: str, kind: str, where: str) -> str:
+    key = ".".join(map(str, loc))
+    if kind != "extra_forbidden":
+        return f"{where}: {key}: {message}"
+    model: type[BaseModel] = RunConfig
+    for part in loc[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    near = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
+    return f"{where}: unknown key {key}" + (f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(model.model_fields)}")

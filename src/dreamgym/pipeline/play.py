@@ -1,0 +1,55 @@
+"""Playing episodes: a policy in the real environment (counted) or in the dream, on tasks of the caller's choice."""
+
+import math
+from collections.abc import Sequence
+
+from dreamgym.core.env import RealSteps
+from dreamgym.core.lockstep import Lockstep
+from dreamgym.core.types import Task
+from dreamgym.dream import ENV as DREAM
+from dreamgym.dream import DreamEnv
+from dreamgym.envs.adapter import Adapter
+from dreamgym.experience.model import ExperienceModel, Prediction, Request
+from dreamgym.rl.policy import Actor
+from dreamgym.rl.rollout import Rollout, Seat, rollouts
+
+LIVE = 64
+"""Real episodes played at once: each holds a live environment."""
+
+
+def play_real(actor: Actor, adapter: Adapter, seats: Sequence[Seat], counter: RealSteps, purpose: str, behaviour: str) -> list[Rollout]:
+    """Episodes in the real environment; every step goes to ``counter`` under ``purpose``."""
+    counter.purpose = purpose
+    played: list[Rollout] = []
+    for i in range(0, len(seats), LIVE):
+        played += rollouts(actor, lambda seat, _: adapter.env(counter), seats[i:i + LIVE], "real", adapter.name, behaviour)
+    return played
+
+
+def play_dream(actor: Actor, model: ExperienceModel, cap: int, seats: Sequence[Seat], behaviour: str = "policy") -> list[Rollout]:
+    """Episodes in the dream; tasks need instruction, first state and (better) a sheet."""
+    def make(seat: Seat, lockstep: Lockstep) -> DreamEnv:
+        async def predict(request: Request) -> Prediction:
+            answer = await lockstep.call("experience", request.key, request)
+            assert isinstance(answer, Prediction)
+            return answer
+
+        return DreamEnv(predict, cap, seat.member, seat.iteration)
+
+    return rollouts(actor, make, seats, "dream", DREAM, behaviour, {"experience": model.predict})
+
+
+def seats_for(tasks: Sequence[Task], seed: int, members: int = 1) -> list[Seat]:
+    return [Seat(t, m, seed) for t in tasks for m in range(members)]
+
+
+def success_rate(played: Sequence[Rollout]) -> float:
+    """Share of real successes among valid real episodes. Raises ``TypeError`` on dreamed ones."""
+    valid = [r.episode.real_success() for r in played if r.episode.valid]
+    return sum(valid) / len(valid) if valid else math.nan
+
+
+def dream_rate(played: Sequence[Rollout]) -> float:
+    """Share of dreamed successes among valid dreamed episodes: never a result, only a figure to hold against one."""
+    valid = [r.episode.dream_reward() for r in played if r.episode.valid]
+    return sum(bool(v) for v in valid) / len(valid) if valid else math.nan

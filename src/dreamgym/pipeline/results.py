@@ -1,0 +1,57 @@
+"""Result files: the figures of a run in the schema of the benchmark tables, each recomputable from per-episode rows."""
+
+import resource
+import sys
+from importlib import metadata
+
+from dreamgym.core.files import read_episodes, read_json, write_json
+from dreamgym.core.types import Episode, result_row
+from dreamgym.pipeline.run import Run
+from dreamgym.pipeline.stats import paired_interval
+
+AUDIT_KEYS = ("success_precision", "success_recall", "next_state_macro", "next_state_changing", "invalid", "optimism", "dream_win_precision")
+PACKAGES = ("dreamgym", "torch", "transformers", "textworld", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions that results depend on; packages that are not installed are left out."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_rss_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def successes_by_task(episodes: list[Episode]) -> dict[str, float]:
+    """Task id -> real success (0 or 1); an invalid episode is left out."""
+    return {e.task.id: float(e.real_success()) for e in episodes if e.valid}
+
+
+def write_results(run: Run) -> dict[str, object]:
+    """``results.json`` of a run: before, after, real steps, paired interval over games, audit."""
+    panel = run.config.evaluation.panel
+    before = list(read_episodes(run.path(f"eval-sft-{panel}.jsonl")))
+    after = list(read_episodes(run.path(f"eval-policy-{panel}.jsonl")))
+    audit = read_json(run.path("audit.json"))
+    rl = run.summary("train")
+    stages = {p.stem: read_json(p)["wall_s"] for p in sorted(run.path("stages").glob("*.json"))}
+    policies = audit["policies"]
+    assert isinstance(policies, dict)
+    results: dict[str, object] = {
+        "seeds": [run.config.seed], "n_test": len(after), "panel": panel,
+        "before": [run.summary("eval-sft")["real_success"]], "after": [run.summary("eval-policy")["real_success"]],
+        "dream_after": [policies["policy"]["dream"]],
+        "real_steps": {"logs": run.summary("collect")["real_steps"], "rl": rl["rl_real_steps"], "probe": rl["probe_real_steps"],
+                       "audit": audit["real_steps_audit"]},
+        "paired_interval": paired_interval([successes_by_task(after)], [successes_by_task(before)], ("after", "before")),
+        "audit": {k: audit[k] for k in AUDIT_KEYS}, "wall_s": stages, "peak_rss_gib": round(peak_rss_gib(), 2), "versions": versions(),
+        "rows": [result_row(e).model_dump(mode="json") for e in after],
+    }
+    write_json(run.path("results.json"), results)
+    return results

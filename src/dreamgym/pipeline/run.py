@@ -1,0 +1,83 @@
+"""A run directory: plain files, one marker per finished stage, safe to kill at any moment.
+
+    run = Run(Path("runs/mine"), config)
+    run.stage("annotate", run.config.experience, lambda: ...)     # skipped when it finished before with the same inputs
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dreamgym.core.errors import ConfigError
+from dreamgym.core.files import read_json, write_atomic, write_json
+from dreamgym.pipeline.config import RunConfig, config_hash, dump_config, load_config
+
+console = Console(highlight=False)
+
+
+class Run:
+    """One folder with everything a run made."""
+
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        self.folder = folder
+        self.config = config
+        folder.mkdir(parents=True, exist_ok=True)
+        saved = folder / "config.yaml"
+        if saved.exists():
+            if load_config(saved) != config:
+                raise ConfigError(f"{saved}: this folder holds a run with another configuration; choose another --run or delete it")
+        else:
+            write_atomic(saved, dump_config(config))
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def done(self, name: str) -> bool:
+        return self.path(f"stages/{name}.json").exists()
+
+    def stage(self, name: str, work: Callable[[], dict[str, object]]) -> dict[str, object]:
+        """Do ``work`` once; its summary and wall time go to ``stages/<name>.json``."""
+        marker = self.path(f"stages/{name}.json")
+        if marker.exists():
+            console.print(f"[dim]{name}: done before[/dim]")
+            return read_json(marker)
+        console.print(f"[bold]{name}[/bold]")
+        start = time.perf_counter()
+        summary = work()
+        summary["wall_s"] = round(time.perf_counter() - start, 1)
+        write_json(marker, summary)
+        shown = ", ".join(f"{k} {_short(v)}" for k, v in summary.items() if isinstance(v, int | float | str))
+        console.print(f"  {shown}")
+        return summary
+
+    def summary(self, name: str) -> dict[str, object]:
+        """What a finished stage reported."""
+        return read_json(self.path(f"stages/{name}.json"))
+
+    def hash(self) -> str:
+        return config_hash(self.config)
+
+
+def _short(value: float | int | str) -> str:
+    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:.0f}" if isinstance(value, float) else str(value)
+
+
+def bar() -> Progress:
+    """A progress bar with counts, time used and time left."""
+    return Progress(TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+                    console=console, transient=True)
+
+
+def fit_report(progress: Progress, name: str) -> Callable[[int, int, float], None]:
+    """A report for ``dreamgym.lm.fit.fit`` that moves a bar."""
+    task = progress.add_task(name, total=None)
+
+    def report(done: int, total: int, loss: float) -> None:
+        progress.update(task, completed=done, total=total, description=f"{name} loss {loss:.3f}")
+
+    return report
+
+

@@ -1,0 +1,206 @@
+"""The stages of a run, each usable alone, each reading and writing plain files in the run directory.
+
+collect -> annotate -> base -> train_experience -> warm_start -> train -> evaluate -> audit -> (report)
+"""
+
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+from dreamgym.core.env import RealSteps
+from dreamgym.core.errors import ConfigError, DataError
+from dreamgym.core.files import read_episodes, write_episodes, write_json
+from dreamgym.core.types import Episode, Panel
+from dreamgym.envs.adapter import Adapter, load_adapter
+from dreamgym.experience.annotate import GenericTeacher, annotate
+from dreamgym.experience.model import ExperienceConfig, LocalExperienceModel
+from dreamgym.lm.fit import FitConfig
+from dreamgym.lm.local import LocalLM
+from dreamgym.pipeline.audit import audit_run
+from dreamgym.pipeline.config import Optimisation, RunConfig
+from dreamgym.pipeline.learn import GRPORun, train_base, train_experience, warm_start
+from dreamgym.pipeline.logs import counts, load_logs, successes, tasks_of
+from dreamgym.pipeline.play import play_real, seats_for, success_rate
+from dreamgym.pipeline.run import Run, bar, fit_report
+from dreamgym.replay.buffer import ReplayBuffer
+from dreamgym.rl.grpo import GRPOConfig
+from dreamgym.rl.policy import Policy
+
+LOGS, ANNOTATED = "logs.jsonl.xz", "annotated.jsonl.xz"
+Summary = dict[str, object]
+
+
+def shipped(name: str) -> Path:
+    """A data file that comes with the package."""
+    return Path(str(resources.files("dreamgym.data").joinpath(name)))
+
+
+def prompt_config(config: RunConfig) -> ExperienceConfig:
+    p = config.experience.prompt
+    return ExperienceConfig(reasoning=p.reasoning, sheet=p.sheet, k=p.k, history=p.history)
+
+
+def fit_config(o: Optimisation, seed: int) -> FitConfig:
+    return FitConfig(learning_rate=o.learning_rate, epochs=o.epochs, row_length=o.row_length, rows=o.rows, seed=seed)
+
+
+def collect(run: Run) -> Summary:
+    """Logs into the run: shipped ones, a user's file (checked line by line), or newly recorded."""
+    config, adapter = run.config, load_adapter(run.config.env)
+    counter = RealSteps()
+    if config.logs == "collect":
+        episodes = _record(run, adapter, counter)
+    else:
+        path = shipped(f"logs-{config.env.partition('/')[2]}.jsonl.xz") if config.logs == "shipped" else Path(config.logs)
+        if config.logs == "shipped" and not path.exists():
+            raise ConfigError(f"logs: none are shipped for {config.env}; set logs to 'collect' or to a file of episodes")
+        episodes = load_logs([path])
+    write_episodes(run.path(LOGS), episodes)
+    steps = counter.total or sum(len(e.steps) for e in episodes)
+    return {"episodes": len(episodes), "tasks": len({e.task.id for e in episodes}), "transitions": sum(len(e.steps) for e in episodes),
+            "successes": len(successes(episodes)), "real_steps": steps, "counts": counts(episodes)}
+
+
+def _record(run: Run, adapter: Adapter, counter: RealSteps) -> list[Episode]:
+    episodes: list[Episode] = []
+    with bar() as progress:
+        task = progress.add_task("recording episodes", total=None)
+        for e in adapter.collect(counter, run.config.collect_tasks, run.config.seed):
+            episodes.append(e)
+            progress.advance(task)
+    return episodes
+
+
+def annotate_logs(run: Run) -> Summary:
+    """Reasoning for every logged step, from the environment's teacher or the generic one."""
+    kind = run.config.experience.teacher
+    if kind not in ("own", "generic"):
+        raise ConfigError(f"experience.teacher: {kind!r} is not known; use own or generic")
+    teacher = load_adapter(run.config.env).teacher if kind == "own" else GenericTeacher()
+    annotated = list(annotate(read_episodes(run.path(LOGS)), teacher))
+    write_episodes(run.path(ANNOTATED), annotated)
+    words = sum(len(t.reasoning.split()) for e in annotated for t in e.steps)
+    return {"transitions": sum(len(e.steps) for e in annotated), "teacher": kind, "reasoning_words": words}
+
+
+def base_model(run: Run) -> Summary:
+    """Where both models start: the shipped language model, a new one of these logs' text, or a pretrained one."""
+    config = run.config
+    if config.base != "tiny":
+        return {"path": base_path(run), "trained": False}
+    episodes = load_logs([run.path(LOGS)])
+    with bar() as progress:
+        lm = train_base(episodes, tasks_of(episodes), fit_config(config.pretrain, config.seed), run.path("base"),
+                        fit_report(progress, "base language model"))
+    return {"path": str(run.path("base")), "trained": True, "parameters": lm.parameters}
+
+
+def base_path(run: Run) -> str:
+    if run.config.base == "tiny":
+        return str(run.path("base"))
+    return str(shipped("base")) if run.config.base == "shipped" else run.config.base
+
+
+def train_experience_model(run: Run) -> Summary:
+    """Supervised fine-tuning of the experience model (Eq. 5)."""
+    config = run.config
+    episodes = load_logs([run.path(ANNOTATED)])
+    with bar() as progress:
+        lm = train_experience(base_path(run), episodes, tasks_of(episodes), prompt_config(config),
+                              fit_config(config.experience.fit, config.seed), run.path("experience"),
+                              fit_report(progress, "experience model"))
+    return {"parameters": lm.parameters, **config.experience.prompt.model_dump()}
+
+
+def warm_start_policy(run: Run) -> Summary:
+    """Behaviour cloning of the limited demonstrations: the policy before any reinforcement learning."""
+    config = run.config
+    demos = demonstrations(load_logs([run.path(LOGS)]), config.sft.demonstrations)
+    with bar() as progress:
+        warm_start(base_path(run), demos, fit_config(config.sft.fit, config.seed), run.path("sft"), fit_report(progress, "warm start"))
+    return {"demonstrations": len(demos), "steps": sum(len(e.transitions) for e in demos)}
+
+
+def demonstrations(episodes: Sequence[Episode], limit: int | None) -> list[Episode]:
+    """Successful episodes for the warm start: the expert's (None), all (0), or the first ``limit``."""
+    won = successes(episodes)
+    if limit is None:
+        won = [e for e in won if e.behaviour == "expert"] or won
+    elif limit:
+        won = won[:limit]
+    if not won:
+        raise DataError("the logs hold no successful episode to start the policy from; add demonstrations")
+    return won
+
+
+def experience_model(run: Run, tasks_seen: bool = False) -> tuple[LocalExperienceModel, ReplayBuffer]:
+    """The trained experience model over a buffer seeded with the real transitions."""
+    buffer = ReplayBuffer()
+    config = prompt_config(run.config)
+    if config.k:
+        buffer.add(load_logs([run.path(LOGS)]))
+    config = config.model_copy(update={"same_task": tasks_seen})
+    return LocalExperienceModel(LocalLM.load(run.path("experience")), config, buffer.snapshot()), buffer
+
+
+def train_policy(run: Run) -> Summary:
+    """GRPO from the warm start, in the dream (0 real steps) or, as the control, in the real environment."""
+    config, adapter = run.config, load_adapter(run.config.env)
+    counter = RealSteps(budget=config.rl.real_budget)
+    tasks = tasks_of(load_logs([run.path(LOGS)]))
+    dreaming = config.rl.environment == "dream"
+    if not dreaming and config.rl.environment != "real":
+        raise ConfigError(f"rl.environment: {config.rl.environment!r} is not known; use dream or real")
+    model, buffer = experience_model(run, tasks_seen=True) if dreaming else (None, None)
+    rl = GRPORun(run.path("sft"), grpo_config(config), tasks, adapter, run.path("policy_run"), model, buffer, counter)
+    with bar() as progress:
+        task = progress.add_task("GRPO", total=config.rl.iterations, completed=rl.iteration)
+
+        def report(m: dict[str, float]) -> None:
+            where = "dream reward" if dreaming else "real reward"
+            progress.update(task, advance=1, description=f"GRPO {where} {m['reward']:.2f} invalid {m['invalid']:.2f}")
+
+        probe = adapter.tasks("probe", config.evaluation.probe_games) if config.rl.probe_every else ()
+        lm = rl.run(report, probe, config.rl.probe_every)
+    lm.save(run.path("policy"))
+    metrics = rl.trainer.progress.metrics
+    return {"iterations": rl.iteration, "transitions": sum(m["transitions"] for m in metrics), "rl_real_steps": counter.counts.get("rl", 0),
+            "probe_real_steps": counter.counts.get("probe", 0), "rollout_s": sum(m["rollout_s"] for m in metrics),
+            "update_s": sum(m["update_s"] for m in metrics), **(model.costs() if model else {})}
+
+
+def grpo_config(config: RunConfig) -> GRPOConfig:
+    r = config.rl
+    return GRPOConfig(iterations=r.iterations, tasks=r.tasks, group=r.group, learning_rate=r.learning_rate, clip=r.clip, passes=r.passes,
+                      seed=config.seed)
+
+
+def evaluate(run: Run, arm: str, panel: Panel | None = None) -> Summary:
+    """Real success of ``sft`` (before) or ``policy`` (after) on a panel; every episode is kept."""
+    config, adapter = run.config, load_adapter(run.config.env)
+    counter = RealSteps()
+    panel = panel or config.evaluation.panel
+    tasks = adapter.tasks(panel, config.evaluation.games)
+    played = play_real(Policy(LocalLM.load(run.path(arm)), config.evaluation.temperature), adapter, seats_for(tasks, config.seed), counter,
+                       panel, arm)
+    episodes = [r.episode for r in played]
+    write_episodes(run.path(f"eval-{arm}-{panel}.jsonl"), episodes)
+    return {"real_success": success_rate(played), "games": len(tasks), "invalid": sum(not e.valid for e in episodes),
+            "real_steps": counter.total, "mean_steps": sum(len(e.transitions) for e in episodes) / len(episodes)}
+
+
+def audit(run: Run) -> Summary:
+    """Hold the dream against the real environment on games it was never trained on."""
+    result, twins = audit_run(run.config, load_adapter(run.config.env), experience_model(run)[0], load_logs([run.path(LOGS)]),
+                              {name: LocalLM.load(run.path(name)) for name in ("sft", "policy") if run.path(name).exists()})
+    write_episodes(run.path("audit-twins.jsonl"), twins)
+    write_json(run.path("audit.json"), result)
+    return {k: v for k, v in result.items() if isinstance(v, int | float)}
+
+
+STAGES: dict[str, Callable[[Run], Summary]] = {
+    "collect": collect, "annotate": annotate_logs, "base": base_model, "train-experience": train_experience_model,
+    "warm-start": warm_start_policy, "eval-sft": lambda run: evaluate(run, "sft"), "train": train_policy,
+    "eval-policy": lambda run: evaluate(run, "policy"), "audit": audit,
+}
+"""In the order in which they can run."""

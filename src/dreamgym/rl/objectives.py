@@ -1,0 +1,35 @@
+"""GRPO as pure functions (arXiv 2402.03300; DreamGym Eq. 3): group advantages and the clipped objective.
+
+    advantages = group_advantages([1.0, 0.0, 0.0, None])       # None = invalid: no advantage, not part of the statistics
+    loss, clipped = clipped_loss(logp, old_logp, advantage)
+"""
+
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+
+import torch
+
+ZERO_VARIANCE = 1e-6
+
+
+def group_advantages(rewards: Sequence[float | None]) -> list[float | None]:
+    """(r - mean) / std over the valid members of one group (population std); None where invalid.
+
+    A group without variance, or with fewer than two valid members, gives zeros.
+    """
+    valid = [r for r in rewards if r is not None]
+    mean = fmean(valid) if valid else 0.0
+    sd = pstdev(valid) if len(valid) > 1 else 0.0
+    return [None if r is None else 0.0 if sd < ZERO_VARIANCE else (r - mean) / sd for r in rewards]
+
+
+def clipped_loss(logp: torch.Tensor, old_logp: torch.Tensor, advantage: torch.Tensor,
+                 clip: float = 0.2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed clipped surrogate over policy tokens [N] (to be divided by the caller), and how many tokens were clipped.
+
+    All three tensors hold policy tokens only; tokens of prompts and environments never get here.
+    """
+    ratio = torch.exp(logp - old_logp)
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    clipped = ((ratio > 1 + clip) & (advantage > 0)) | ((ratio < 1 - clip) & (advantage < 0))
+    return -surrogate.sum(), clipped.sum()

@@ -1,0 +1,97 @@
+"""The rollout engine: many episodes at once, in any environment that speaks ``Env``.
+
+Every episode is a coroutine; their policy calls (and a dream's experience-model calls) are gathered into batches by
+``Lockstep``. A failed environment makes its own episode invalid and stops nobody else's.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dreamgym.core.env import Env
+from dreamgym.core.errors import DreamgymError
+from dreamgym.core.lockstep import Lockstep
+from dreamgym.core.state import diff, state_of_text
+from dreamgym.core.types import Episode, Outcome, Source, StopReason, Task, Transition
+from dreamgym.rl.policy import Actor, Sample, Turn
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """An episode and the policy's tokens at each of its steps."""
+
+    episode: Episode
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One episode to play: a task, the member of its group, and the seed and iteration that key its draws."""
+
+    task: Task
+    member: int
+    seed: int
+    iteration: int = 0
+
+
+MakeEnv = Callable[[Seat, Lockstep], Env]
+
+
+def rollouts(policy: Actor, make_env: MakeEnv, seats: Sequence[Seat], source: Source, env_name: str, behaviour: str = "policy",
+             services: Mapping[str, Callable] | None = None) -> list[Rollout]:  # type: ignore[type-arg]
+    """Play all ``seats`` with ``policy``; results in their order. ``services``: further batch functions, by name."""
+    lockstep = Lockstep({"policy": policy.act, **(services or {})})
+
+    async def play(seat: Seat) -> Rollout:
+        return await _episode(seat, make_env(seat, lockstep), lockstep, source, env_name, behaviour)
+
+    return asyncio.run(lockstep.run([play(s) for s in seats]))
+
+
+async def _episode(seat: Seat, env: Env, lockstep: Lockstep, source: Source, env_name: str, behaviour: str) -> Rollout:
+    samples: list[Sample] = []
+    steps: list[Transition] = []
+    stop: StopReason | None = None
+    task = seat.task
+    try:
+        observation, info = await env.reset(seat.task, seat.seed)
+        state = state_of_text(observation)
+        instruction = str(info.get("instruction", task.instruction))
+        task = task.model_copy(update={"instruction": instruction, "first_state": state})
+        while stop is None:
+            turn = Turn(instruction, state, (seat.seed, seat.iteration, seat.task.id, seat.member, len(steps)))
+            sample = await lockstep.call("policy", turn.key, turn)
+            assert isinstance(sample, Sample)
+            answer = await env.step(sample.action)
+            samples.append(sample)
+            after = state_of_text(answer.observation)
+            change = diff(state, after)
+            stop = _stop(answer.terminated, answer.truncated, answer.reward, answer.info.get("stop"))
+            steps.append(Transition(state=state, action=sample.action, removed=change.removed, added=change.added,
+                                    reward=answer.reward, outcome=_outcome(stop),
+                                    reasoning=str(answer.info.get("reasoning", ""))))
+            state = after
+    except DreamgymError:
+        raise
+    except (OSError, RuntimeError, ValueError):
+        stop = StopReason.INVALID_ENV
+    finally:
+        await env.close()
+    episode = Episode(id=f"{task.id}#{env_name}{seat.seed}.{seat.iteration}.{seat.member}", env=env_name, task=task,
+                      source=source, behaviour=behaviour, policy_version=seat.iteration, seed=seat.seed, member=seat.member,
+                      transitions=tuple(steps), stop=stop or StopReason.INVALID_ENV)
+    return Rollout(episode, tuple(samples))
+
+
+def _outcome(stop: StopReason | None) -> Outcome:
+    return "won" if stop == StopReason.WON else "lost" if stop == StopReason.LOST else "go"
+
+
+def _stop(terminated: bool, truncated: bool, reward: float | None, reason: object) -> StopReason | None:
+    if isinstance(reason, StopReason):
+        return reason
+    if reward is None:
+        return StopReason.INVALID_ENV
+    if terminated:
+        return StopReason.WON if reward > 0 else StopReason.LOST
+    return StopReason.MAX_STEPS if truncated else None

@@ -1,0 +1,215 @@
+"""Laws of the objectives, the packing, the lockstep, the sampler and the buffer."""
+
+import asyncio
+import random
+from statistics import fmean, pstdev
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dreamgym.core.lockstep import Lockstep
+from dreamgym.core.seeding import keyed_rng
+from dreamgym.core.types import Episode, StopReason, Task, Transition
+from dreamgym.curriculum.sampler import VarianceSampler, group_value
+from dreamgym.pipeline.stats import paired_interval
+from dreamgym.replay.buffer import Query, ReplayBuffer
+
+torch = pytest.importorskip("torch", reason="needs the extra [train]")
+
+from dreamgym.lm.local import LocalLM  # noqa: E402
+from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack  # noqa: E402
+from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
+from dreamgym.rl.objectives import clipped_loss, group_advantages  # noqa: E402
+
+REWARDS = st.lists(st.one_of(st.none(), st.sampled_from([0.0, 1.0]), st.floats(0, 1)), min_size=1, max_size=12)
+
+
+@given(REWARDS)
+def test_advantages_are_centred_scaled_and_blind_to_invalid_members(rewards):
+    advantages = group_advantages(rewards)
+    assert [a is None for a in advantages] == [r is None for r in rewards]
+    valid = [a for a in advantages if a is not None]
+    assert group_advantages([r for r in rewards if r is not None]) == valid
+    if valid and any(valid):
+        assert fmean(valid) == pytest.approx(0, abs=1e-6)
+        assert pstdev(valid) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_value_of_a_group_is_its_variance():
+    assert group_value([1.0, 0.0, None]) == 0.25
+    assert group_value([1.0, None]) is None
+
+
+def test_clipped_loss_equals_its_formula_and_its_gradient_stops_outside_the_clip():
+    old = torch.zeros(4)
+    logp = torch.tensor([0.0, 0.5, -0.5, 0.5], requires_grad=True)
+    advantage = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    loss, clipped = clipped_loss(logp, old, advantage, 0.2)
+    assert loss.item() == pytest.approx(-(1 + 1.2 - 0.8 - float(np.exp(0.5))), abs=1e-5)
+    assert int(clipped) == 2
+    loss.backward()
+    assert logp.grad is not None
+    assert logp.grad[1] == 0
+    assert logp.grad[2] == 0
+    assert logp.grad[3] != 0
+
+
+@pytest.fixture(scope="module")
+def lm():
+    words = " the cat sat on @do mat dog ran to @go carrot".split(" ")
+    rng = random.Random(0)
+    tokenizer = train_tokenizer([" " + " ".join(rng.choices(words[1:], k=12)) for _ in range(400)], 300)
+    return LocalLM(tiny_llama(len(tokenizer), 0, width=32, layers=2), tokenizer)
+
+
+def test_a_packed_tree_equals_separate_sequences(lm):
+    trees = [Tree((5, 6, 7), (Segment((8, 9, 10), 2), Segment((11, 12), 1))), Tree((9, 8), (Segment((5, 7, 6, 1), 3),))]
+    rows = pack(trees, 32)
+    assert len(rows) == 1
+    batch = collate(rows)
+    with torch.no_grad():
+        packed = lm.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"]).logits[0]
+    at = 0
+    for tree in trees:
+        n = len(tree.prefix)
+        inside = at + n
+        for s in tree.segments:
+            with torch.no_grad():
+                alone = lm.model(input_ids=torch.tensor([[*tree.prefix, *s.ids]])).logits[0]
+            m = len(s.ids)
+            torch.testing.assert_close(packed[inside:inside + m], alone[n:], atol=1e-5, rtol=1e-4)
+            assert batch["labels"][0, inside:inside + m].tolist() == [IGNORED] * (m - s.trained) + list(s.ids[m - s.trained:])
+            inside += m
+        at = inside
+
+
+def test_a_target_longer_than_a_row_is_an_error():
+    with pytest.raises(ValueError, match="row_length"):
+        pack([Tree((1,) * 30, (Segment((2,) * 10, 5),))], 32)
+
+
+def test_generation_does_not_depend_on_the_batch(lm):
+    prompts = [lm.encode(" the cat"), lm.encode(" dog ran to the mat on"), lm.encode(" carrot")]
+    together = lm.generate(prompts, 6, 1.0, [keyed_rng("x", i) for i in range(3)])
+    for i, prompt in enumerate(prompts):
+        alone = lm.generate([prompt], 6, 1.0, [keyed_rng("x", i)])[0]
+        assert alone.ids == together[i].ids
+    assert all(len(g.ids) == len(g.logprobs) for g in together)
+
+
+def test_no_text_encodes_to_a_special_token(lm):
+    assert lm.eos not in lm.encode(" cat <eos> <pad>")
+    assert lm.decode(lm.encode(" naïve \U0001f600 word")) == " naïve \U0001f600 word"
+
+
+def test_lockstep_gathers_all_that_wait_and_sorts_by_key():
+    sizes: list[tuple[str, list[object]]] = []
+
+    def serve(name):
+        def run(requests):
+            sizes.append((name, list(requests)))
+            return [r * 10 for r in requests]
+        return run
+
+    lockstep = Lockstep({"a": serve("a"), "b": serve("b")})
+
+    async def episode(i):
+        total = 0
+        for turn in range(i):
+            await asyncio.sleep(0.001 * (5 - i))
+            total += await lockstep.call("a" if (i + turn) % 2 else "b", (i, turn), i)
+        return total
+
+    assert asyncio.run(lockstep.run([episode(i) for i in (3, 1, 4, 2)])) == [90, 10, 160, 40]
+    first = [s for s in sizes if s[0] == "a"][0], [s for s in sizes if s[0] == "b"][0]
+    assert first[0][1] == [1, 3]
+    assert first[1][1] == [2, 4]
+
+
+def test_a_failing_batch_reaches_every_waiting_episode():
+    def broken(requests):
+        raise RuntimeError("no power")
+
+    lockstep = Lockstep({"a": broken})
+
+    async def episode(i):
+        try:
+            await lockstep.call("a", (i,), i)
+        except RuntimeError as e:
+            return str(e)
+
+    assert asyncio.run(lockstep.run([episode(i) for i in range(3)])) == ["no power"] * 3
+
+
+def test_the_sampler_prefers_half_solved_tasks_and_resumes_exactly():
+    tasks = [f"t{i}" for i in range(40)]
+    sampler = VarianceSampler(tasks, 0)
+    for name in sampler.next(40):
+        sampler.observe(name, [1.0, 0.0] if name in ("t1", "t2") else [0.0, 0.0])
+    sampler.observe("t3", [None, None])
+    counts = dict.fromkeys(tasks, 0)
+    for _ in range(50):
+        for name in sampler.next(8):
+            counts[name] += 1
+    assert min(counts.values()) > 0, "no task starves"
+    assert counts["t1"] + counts["t2"] > 4 * sum(counts.values()) / len(tasks)
+    twin = VarianceSampler(tasks, 0)
+    twin.load_state_dict(sampler.state_dict())
+    assert [sampler.next(8) for _ in range(3)] == [twin.next(8) for _ in range(3)]
+    with pytest.raises(ValueError, match="other tasks"):
+        twin.load_state_dict({"draws": 0, "value": {}, "visits": {}})
+
+
+def an_episode(number, task, source="real", stop=StopReason.WON):
+    rng = random.Random(number)
+    steps = tuple(Transition(state=(f"[p{rng.randrange(3)}] thing{rng.randrange(9)}: x",), action=f"do thing{rng.randrange(9)}", reward=0.0,
+                             outcome="go") for _ in range(5))
+    return Episode(id=f"e{number}", env="x", task=Task(id=task, instruction="", first_state=()), source=source, behaviour="r",
+                   transitions=steps, stop=stop)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 39), st.integers(1, 7), st.booleans(), st.sampled_from([None, "real", "dream"]))
+def test_retrieval_equals_brute_force_and_leaks_nothing(number, k, own_task, source):
+    buffer = ReplayBuffer()
+    episodes = [an_episode(i, f"t{i % 8}", "real" if i % 3 else "dream") for i in range(40)]
+    buffer.add(episodes)
+    buffer.add([an_episode(99, "t1", stop=StopReason.INVALID_REPLY)])
+    e = episodes[number]
+    t = e.transitions[0]
+    query = Query(t.state, t.action, e.id, None if own_task else e.task.id, source)
+    hits = buffer.snapshot().topk([query], k)[0]
+    q = buffer.encoder.encode([(t.state, t.action)])[0]
+    rows = [(-float(np.float32(buffer.encoder.encode([(s.state, s.action)])[0] @ q)), n, o.id) for n, (o, s) in
+            enumerate((o, s) for o in episodes for s in o.transitions)
+            if o.id != e.id and (own_task or o.task.id != e.task.id) and source in (None, o.source)]
+    assert [h.score for h in hits] == pytest.approx([-r[0] for r in sorted(rows)[:k]], abs=1e-5)
+    assert all(h.episode != e.id and (own_task or h.task != e.task.id) and h.episode != "e99" for h in hits)
+
+
+def test_a_snapshot_does_not_see_later_episodes(tmp_path):
+    buffer = ReplayBuffer()
+    buffer.add([an_episode(0, "a")])
+    snapshot = buffer.snapshot()
+    t = an_episode(1, "b").transitions[0]
+    before = snapshot.topk([Query(t.state, t.action)], 3)
+    buffer.add([an_episode(i, "b") for i in range(1, 400)])
+    assert snapshot.topk([Query(t.state, t.action)], 3) == before
+    buffer.save(tmp_path / "b.jsonl.xz")
+    again = ReplayBuffer.load(tmp_path / "b.jsonl.xz")
+    assert again.snapshot().topk([Query(t.state, t.action)], 3) == buffer.snapshot().topk([Query(t.state, t.action)], 3)
+
+
+def test_paired_interval():
+    games = [str(i) for i in range(100)]
+    first = [{g: float(i % 3 != 0) for i, g in enumerate(games)} for _ in range(3)]
+    second = [{g: float(i % 3 == 0) for i, g in enumerate(games)} for _ in range(3)]
+    interval = paired_interval(first, second, ("a", "b"))
+    assert interval["low"] < interval["mean"] < interval["high"]
+    assert interval["low"] > 0
+    same = paired_interval(first, first, ("a", "a"))
+    assert same["low"] == same["high"] == 0
+    with pytest.raises(ValueError, match="same seeds"):
+        paired_interval(first, second[:1], ("a", "b"))
