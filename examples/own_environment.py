@@ -1,6 +1,6 @@
 """Your own environment in dreamgym: a Gymnasium text environment, plugged in and trained on in the dream.
 
-    dreamgym quickstart --run runs/own --config examples/own_environment.yaml
+dreamgym quickstart --run runs/own --config examples/own_environment.yaml
 """
 
 import gymnasium
@@ -51,5 +51,12 @@ def expert(instruction, state, rng: np.random.Generator):
     return f"unlock door with {key}" if spot == "hand" else f"take {key}" if spot else f"open {rng.choice(boxes)}"
 
 
-adapter = GymAdapter("vault", Vault, {"train": range(300), "probe": range(1000, 1020), "test": range(2000, 2050)},
-                     "unlock the door", cap=10, explorers={"random": explore, "expert": expert}, demonstrations=15)
+adapter = GymAdapter(
+    "vault",
+    Vault,
+    {"train": range(300), "probe": range(1000, 1020), "test": range(2000, 2050)},
+    "unlock the door",
+    cap=10,
+    explorers={"random": explore, "expert": expert},
+    demonstrations=15,
+)

@@ -21,8 +21,10 @@ TASK = Task(id="t/1", instruction="cook", first_state=(CLOSED,), panel="train")
 
 
 def an_episode(source="real", stop=StopReason.WON, task=TASK, name="e"):
-    steps = (Transition(state=(CLOSED,), action="open fridge", removed=(CLOSED,), added=(LIME, OPEN), reward=0.0, outcome="go"),
-             Transition(state=(LIME, OPEN), action="eat lime", removed=(LIME,), reward=1.0, outcome="won"))
+    steps = (
+        Transition(state=(CLOSED,), action="open fridge", removed=(CLOSED,), added=(LIME, OPEN), reward=0.0, outcome="go"),
+        Transition(state=(LIME, OPEN), action="eat lime", removed=(LIME,), reward=1.0, outcome="won"),
+    )
     branch = Branch(at=1, transition=Transition(state=(LIME, OPEN), action="look", reward=0.0, outcome="go"))
     return Episode(id=name, env="kitchen", task=task, source=source, behaviour="expert", transitions=steps, branches=(branch,), stop=stop)
 
@@ -77,10 +79,12 @@ def test_truncated_archive_and_missing_file(tmp_path):
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     path = tmp_path / "data.json"
     write_atomic(path, "old")
-    code = ("import resource, sys; from pathlib import Path; from dreamgym.core.files import write_atomic\n"
-            "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-            "write_atomic(Path(sys.argv[1]), 'x' * 100_000)")
+    code = (
+        "import resource, sys; from pathlib import Path; from dreamgym.core.files import write_atomic\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_atomic(Path(sys.argv[1]), 'x' * 100_000)"
+    )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     assert done.returncode != 0
     assert "cannot be written" in done.stderr
@@ -114,9 +118,17 @@ def test_the_budget_of_real_steps_is_a_hard_stop():
     assert counter.counts == {"logs": 2}
 
 
-ROOMS = {"core": set(), "lm": {"core"}, "replay": {"core"}, "experience": {"core", "lm", "replay"},
-         "dream": {"core", "experience", "replay"}, "curriculum": {"core"}, "rl": {"core", "lm"},
-         "envs": {"core", "experience.annotate"}, "report": {"core", "pipeline"}}
+ROOMS = {
+    "core": set(),
+    "lm": {"core"},
+    "replay": {"core"},
+    "experience": {"core", "lm", "replay"},
+    "dream": {"core", "experience", "replay"},
+    "curriculum": {"core"},
+    "rl": {"core", "lm"},
+    "envs": {"core", "experience.annotate"},
+    "report": {"core", "pipeline"},
+}
 
 
 def test_who_may_import_whom():
@@ -133,6 +145,8 @@ def test_who_may_import_whom():
 
 
 def test_core_imports_no_torch():
-    code = ("import sys, dreamgym.core.types, dreamgym.core.files, dreamgym.replay.buffer, dreamgym.pipeline.config, dreamgym.cli\n"
-            "assert 'torch' not in sys.modules and 'textworld' not in sys.modules")
+    code = (
+        "import sys, dreamgym.core.types, dreamgym.core.files, dreamgym.replay.buffer, dreamgym.pipeline.config, dreamgym.cli\n"
+        "assert 'torch' not in sys.modules and 'textworld' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

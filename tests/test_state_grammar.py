@@ -22,9 +22,14 @@ from dreamgym.core.types import Transition
 
 WORD = st.text(alphabet=st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=12)
 LINES = st.one_of(
-    st.builds(lambda p, k, t: f"[{p}] {k}: {t}".rstrip(), st.sampled_from(["counter", "held", "@won"]),
-              st.sampled_from(["carrot", "knife", ";", "fridge", "\\x"]), st.sampled_from(["fresh uncut", "", "@go", "a  b", "; x"])),
-    WORD.map(str.strip).filter(bool).filter(lambda s: "\n" not in s and len(s.splitlines()) == 1))
+    st.builds(
+        lambda p, k, t: f"[{p}] {k}: {t}".rstrip(),
+        st.sampled_from(["counter", "held", "@won"]),
+        st.sampled_from(["carrot", "knife", ";", "fridge", "\\x"]),
+        st.sampled_from(["fresh uncut", "", "@go", "a  b", "; x"]),
+    ),
+    WORD.map(str.strip).filter(bool).filter(lambda s: "\n" not in s and len(s.splitlines()) == 1),
+)
 STATES = st.lists(LINES, max_size=6).map(make_state)
 
 
@@ -74,8 +79,22 @@ def test_replies_round_trip(reasoning, removed, added, outcome):
     assert parse_reply(render_reply(reply)) == reply
 
 
-@pytest.mark.parametrize("text", ["", "@won @go x", "@go @why a @won", "@add @won", "@why a @why b @go", "@add a b @del a b @go", "maybe @won",
-                                  "@del a @won", "@WON", "@add a b ; a b @go", "@why x @winner"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "@won @go x",
+        "@go @why a @won",
+        "@add @won",
+        "@why a @why b @go",
+        "@add a b @del a b @go",
+        "maybe @won",
+        "@del a @won",
+        "@WON",
+        "@add a b ; a b @go",
+        "@why x @winner",
+    ],
+)
 def test_replies_outside_the_grammar_are_refused(text):
     if text == "@why x @winner":
         with pytest.raises(GrammarError, match="must end"):

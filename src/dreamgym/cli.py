@@ -11,8 +11,12 @@ from dreamgym.core.errors import DreamgymError, MissingExtraError
 from dreamgym.pipeline.config import load_config
 from dreamgym.pipeline.run import Run, console
 
-app = typer.Typer(help="Train LLM agents with RL inside a learned, reasoning experience model (DreamGym, arXiv 2511.03773).",
-                  no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Train LLM agents with RL inside a learned, reasoning experience model (DreamGym, arXiv 2511.03773).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 RunFolder = Annotated[Path, typer.Option("--run", help="Run directory; stages that finished there before are not redone.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; see `dreamgym config` for all keys and defaults.")]
@@ -31,8 +35,8 @@ def _open(folder: Path, config: Path | None, overrides: list[str] | None) -> Run
         raise MissingExtraError("torch", "train") from e
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(opened.config.threads or os.cpu_count() or 1)
     return opened
 
@@ -95,7 +99,7 @@ def report(run: RunFolder = DEFAULT) -> None:
 @app.command()
 def quickstart(overrides: Overrides = None, run: RunFolder = Path("runs/quickstart"), config: ConfigFile = None) -> None:
     """The whole way on the embedded default: shipped logs -> experience model -> RL in the dream -> real evaluation."""
-    from dreamgym.pipeline.results import write_results
+    from dreamgym.pipeline.results import headline, write_results
     from dreamgym.pipeline.stages import STAGES
     from dreamgym.report.page import write_report
 
@@ -103,9 +107,7 @@ def quickstart(overrides: Overrides = None, run: RunFolder = Path("runs/quicksta
     _stages(opened, *STAGES)
     results = write_results(opened)
     page = write_report(opened.folder)
-    before, after = results["before"], results["after"]
-    console.print(f"\n[bold]Real success on {results['n_test']} games never trained on: before {before[0]:.2f} -> after {after[0]:.2f}[/bold]"
-                  f"  (real steps in RL: {results['real_steps']['rl']}; one seed)")
+    console.print(f"\n[bold]{headline(results)}[/bold]")
     console.print(f"results: {opened.path('results.json')}\nreport:  {page}")
 
 
@@ -130,7 +132,8 @@ def main() -> None:
         console.print(f"[red]error:[/red] {e}", markup=True, soft_wrap=True)
         sys.exit(1)
     except OSError as e:
-        console.print(f"[red]error:[/red] {e.filename or 'input/output'}: {e.strerror or e}; finished stages are kept, run again to go on", soft_wrap=True)
+        what = f"{e.filename or 'input/output'}: {e.strerror or e}"
+        console.print(f"[red]error:[/red] {what}; finished stages are kept, run again to go on", soft_wrap=True)
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
         console.print("\nstopped; finished stages are kept, run the same command again to go on")

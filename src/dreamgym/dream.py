@@ -46,9 +46,16 @@ class DreamEnv:
         if self._task is None or self._done:
             raise RuntimeError("step() on an episode that has ended or never began; call reset() first")
         task = self._task
-        request = Request(task.instruction, unseen_part(task.sheet, self._seen), tuple(self._past), self._state, action,
-                          f"{task.id}#{ENV}{self._seed}.{self._iteration}.{self._member}", task.id,
-                          (self._seed, self._iteration, task.id, self._member, len(self._past)))
+        request = Request(
+            task.instruction,
+            unseen_part(task.sheet, self._seen),
+            tuple(self._past),
+            self._state,
+            action,
+            f"{task.id}#{ENV}{self._seed}.{self._iteration}.{self._member}",
+            task.id,
+            (self._seed, self._iteration, task.id, self._member, len(self._past)),
+        )
         prediction = await self._predict(request)
         self._past.append(action)
         if prediction.reply is None:

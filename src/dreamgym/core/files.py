@@ -1,13 +1,14 @@
 """Files of episodes: JSON lines, optionally xz-compressed, written atomically and read with file and line in every error.
 
-    write_episodes(path, episodes)
-    for episode in read_episodes(path): ...
+write_episodes(path, episodes)
+for episode in read_episodes(path): ...
 """
 
 import json
 import lzma
 import os
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, cast
 
@@ -80,7 +81,8 @@ def read_episodes(path: Path) -> Iterator[Episode]:
     number = 0
     try:
         with open_text(path, "r") as f:
-            for number, text in enumerate(f, start=1):
+            for text in f:
+                number += 1
                 if text.strip():
                     yield episode_of_line(text)
     except FileNotFoundError as e:
@@ -102,7 +104,7 @@ def episode_line(episode: Episode) -> str:
     data = episode.model_dump(mode="json", exclude_defaults=True)
     steps = episode.transitions
     states = [t.state for t in steps] + ([steps[-1].next_state] if steps else [episode.task.first_state])
-    chained = all(a.next_state == b.state for a, b in zip(steps, steps[1:], strict=False))
+    chained = all(a.next_state == b.state for a, b in pairwise(steps))
     if chained and all(b.at < len(states) and b.transition.state == states[b.at] for b in episode.branches):
         data["start"] = None if states[0] == episode.task.first_state else list(states[0])
         for t in data["transitions"]:

@@ -54,6 +54,7 @@ def escape(text: str) -> str:
 
 def unescape(text: str) -> str:
     """The inverse of ``escape``."""
+
     def one(m: re.Match[str]) -> str:
         body = m[1]
         return "" if body == "0" else chr(int(body[1:], 16)) if body[0] == "u" else body
@@ -72,7 +73,7 @@ def render_line(state_line: str) -> str:
 def parse_line(words: str) -> str:
     """The inverse of ``render_line``. Raises ``GrammarError``."""
     if words.startswith(_RAW + " "):
-        return unescape(words[len(_RAW) + 1:])
+        return unescape(words[len(_RAW) + 1 :])
     kind, _, rest = words.partition(" ")
     place, _, text = rest.partition(" ")
     if not kind or not place:

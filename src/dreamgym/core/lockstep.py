@@ -14,13 +14,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 Key = tuple[str | int, ...]
-BatchFunction = Callable[[Sequence[object]], Sequence[object]]
+BatchFunction = Callable[..., Sequence[object]]
+"""Requests in, as one sequence; answers out, in the same order."""
 
 
 class Lockstep:
     """Named batch functions shared by concurrently running coroutines."""
 
-    def __init__(self, functions: Mapping[str, Callable[[Sequence], Sequence]]) -> None:  # type: ignore[type-arg]
+    def __init__(self, functions: Mapping[str, BatchFunction]) -> None:
         self._functions = functions
         self._waiting: dict[str, list[tuple[Key, object, asyncio.Future[object]]]] = {name: [] for name in functions}
         self._live = 0

@@ -1,6 +1,6 @@
 """Keyed randomness: every draw is named by what it is for, so results do not depend on which episode finishes first.
 
-    rng = keyed_rng(seed, task.id, member, turn)
+rng = keyed_rng(seed, task.id, member, turn)
 """
 
 import hashlib

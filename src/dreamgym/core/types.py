@@ -160,8 +160,15 @@ def result_row(episode: Episode) -> ResultRow:
     """The row that an evaluation episode leaves in a result file."""
     success = episode.real_success() if episode.source == "real" and episode.valid else None
     dreamed = episode.stop == StopReason.WON if episode.source == "dream" and episode.valid else None
-    return ResultRow(panel=episode.task.panel, task=episode.task.id, success=success, dream_success=dreamed,
-                     steps=len(episode.transitions), stop=episode.stop, source=episode.source)
+    return ResultRow(
+        panel=episode.task.panel,
+        task=episode.task.id,
+        success=success,
+        dream_success=dreamed,
+        steps=len(episode.transitions),
+        stop=episode.stop,
+        source=episode.source,
+    )
 
 
 def sheet_in_hindsight(first_state: State, episodes: list[Episode]) -> State:

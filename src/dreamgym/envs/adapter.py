@@ -30,7 +30,9 @@ class Adapter(Protocol):
     """Goes into the provenance of every episode."""
     cap: int
     """Steps after which an episode is truncated, real and dreamed alike."""
-    teacher: Teacher
+
+    @property
+    def teacher(self) -> Teacher: ...
 
     def env(self, counter: RealSteps) -> Env:
         """A fresh environment whose every real step goes through ``counter``."""

@@ -66,9 +66,18 @@ class GymEnv:
 class GymAdapter:
     """A user's own Gymnasium text environment for the whole pipeline."""
 
-    def __init__(self, name: str, make: Callable[[], "gymnasium.Env[str, str]"], panels: Mapping[Panel, Sequence[int]], instruction: str,
-                 cap: int, explorers: Mapping[str, Explorer] | None = None, demonstrations: int = 20, mapper: Mapper = text_lines,
-                 teacher: Teacher | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], "gymnasium.Env[str, str]"],
+        panels: Mapping[Panel, Sequence[int]],
+        instruction: str,
+        cap: int,
+        explorers: Mapping[str, Explorer] | None = None,
+        demonstrations: int = 20,
+        mapper: Mapper = text_lines,
+        teacher: Teacher | None = None,
+    ) -> None:
         seeds: set[int] = set()
         for panel, numbers in panels.items():
             if seeds & set(numbers):
@@ -84,8 +93,10 @@ class GymAdapter:
         return GymEnv(self._make(), counter, self._instruction, self.cap, self._mapper)
 
     def tasks(self, panel: Panel, limit: int) -> list[Task]:
-        return [Task(id=f"{self.name}/{seed}", instruction=self._instruction, first_state=(), panel=panel)
-                for seed in list(self._panels.get(panel, ()))[:limit]]
+        return [
+            Task(id=f"{self.name}/{seed}", instruction=self._instruction, first_state=(), panel=panel)
+            for seed in list(self._panels.get(panel, ()))[:limit]
+        ]
 
     def explorers(self) -> dict[str, Explorer]:
         return dict(self._explorers)
@@ -111,11 +122,21 @@ async def record(env: Env, task: Task, behaviour: str, explorer: Explorer, env_n
         after = text_lines(answer.observation)
         change, stop = diff(state, after), answer.info.get("stop")
         outcome: Outcome = "won" if stop == StopReason.WON else "lost" if stop == StopReason.LOST else "go"
-        steps.append(Transition(state=state, action=action, removed=change.removed, added=change.added, reward=answer.reward, outcome=outcome))
+        steps.append(
+            Transition(state=state, action=action, removed=change.removed, added=change.added, reward=answer.reward, outcome=outcome)
+        )
         state = after
     await env.close()
-    return Episode(id=f"{task.id}#{behaviour}{seed}", env=env_name, task=task, source="real", behaviour=behaviour, seed=seed,
-                   transitions=tuple(steps), stop=StopReason(str(stop)))
+    return Episode(
+        id=f"{task.id}#{behaviour}{seed}",
+        env=env_name,
+        task=task,
+        source="real",
+        behaviour=behaviour,
+        seed=seed,
+        transitions=tuple(steps),
+        stop=StopReason(str(stop)),
+    )
 
 
 class TextGym(gymnasium.Env[str, str]):

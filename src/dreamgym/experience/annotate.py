@@ -34,10 +34,13 @@ def before_after(t: Transition) -> str:
 def annotate(episodes: Iterable[Episode], teacher: Teacher) -> Iterator[Episode]:
     """The same episodes with a reasoning on every step."""
     for episode in episodes:
+
         def explained(t: Transition, task: Task = episode.task) -> Transition:
             return t.model_copy(update={"reasoning": teacher.explain(task, t)})
 
-        yield episode.model_copy(update={
-            "transitions": tuple(explained(t) for t in episode.transitions),
-            "branches": tuple(Branch(at=b.at, transition=explained(b.transition)) for b in episode.branches),
-        })
+        yield episode.model_copy(
+            update={
+                "transitions": tuple(explained(t) for t in episode.transitions),
+                "branches": tuple(Branch(at=b.at, transition=explained(b.transition)) for b in episode.branches),
+            }
+        )

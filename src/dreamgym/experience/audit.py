@@ -64,8 +64,18 @@ def replay_success(model: ExperienceModel, episodes: Sequence[Episode], tasks: d
         for i in live:
             e, task = episodes[i], tasks[episodes[i].task.id]
             past = tuple(t.action for t in e.transitions[:turn])
-            requests.append(Request(task.instruction, unseen_part(task.sheet, seen[i]), past, states[i], e.transitions[turn].action,
-                                    e.id, task.id, (e.seed, e.id, turn)))
+            requests.append(
+                Request(
+                    task.instruction,
+                    unseen_part(task.sheet, seen[i]),
+                    past,
+                    states[i],
+                    e.transitions[turn].action,
+                    e.id,
+                    task.id,
+                    (e.seed, e.id, turn),
+                )
+            )
         for i, prediction in zip(live, model.predict(requests), strict=True):
             real = episodes[i].transitions[turn]
             if i not in diverged and not same_step(prediction, real):
@@ -130,8 +140,15 @@ class NextState:
         return self.confirmed[outcome] / max(self.claimed[outcome], 1)
 
 
-def next_states(model: ExperienceModel, episodes: Sequence[Episode], tasks: dict[str, Task], templates: set[str],
-                things: set[str], batch: int = 256, keep: int = 200) -> NextState:
+def next_states(
+    model: ExperienceModel,
+    episodes: Sequence[Episode],
+    tasks: dict[str, Task],
+    templates: set[str],
+    things: set[str],
+    batch: int = 256,
+    keep: int = 200,
+) -> NextState:
     """One-step predictions from true states, where the outcome is determined by what the model is shown.
 
     ``templates``: action patterns that ever had an effect in real logs, ``things``: names of things in them; they tell a
@@ -146,7 +163,7 @@ def next_states(model: ExperienceModel, episodes: Sequence[Episode], tasks: dict
             else:
                 result.undetermined += 1
     for start in range(0, len(pairs), batch):
-        part = pairs[start:start + batch]
+        part = pairs[start : start + batch]
         for (request, t), prediction in zip(part, model.predict([r for r, _ in part]), strict=True):
             name = class_of(t, templates, things)
             right = same_step(prediction, t)
@@ -156,9 +173,17 @@ def next_states(model: ExperienceModel, episodes: Sequence[Episode], tasks: dict
                 result.claimed[str(prediction.outcome)] += 1
                 result.confirmed[str(prediction.outcome)] += t.outcome == prediction.outcome
             if not right and len(result.errors) < keep:
-                result.errors.append({"class": name, "task": request.task, "instruction": request.instruction, "state": " | ".join(t.state),
-                                      "action": t.action, "real": f"-{list(t.removed)} +{list(t.added)} {t.outcome}",
-                                      "dreamed": prediction.text})
+                result.errors.append(
+                    {
+                        "class": name,
+                        "task": request.task,
+                        "instruction": request.instruction,
+                        "state": " | ".join(t.state),
+                        "action": t.action,
+                        "real": f"-{list(t.removed)} +{list(t.added)} {t.outcome}",
+                        "dreamed": prediction.text,
+                    }
+                )
     return result
 
 

@@ -108,15 +108,17 @@ class PromptBuilder:
         self.retrieval = retrieval
 
     def world(self, request: Request) -> str:
-        past = request.past[-self.config.history:] if self.config.history else ()
+        past = request.past[-self.config.history :] if self.config.history else ()
         return render_world(request.instruction, request.sheet if self.config.sheet else (), past, request.state)
 
     def queries(self, requests: Sequence[Request], exclude_task: Sequence[bool]) -> list[str]:
         """The action-dependent part, with retrieved experiences of other episodes (and other tasks where asked)."""
         similar: list[list[Transition]] = [[] for _ in requests]
         if self.config.k and len(self.retrieval):
-            hits = self.retrieval.topk([Query(r.state, r.action, r.episode, r.task if x else None)
-                                        for r, x in zip(requests, exclude_task, strict=True)], self.config.k)
+            hits = self.retrieval.topk(
+                [Query(r.state, r.action, r.episode, r.task if x else None) for r, x in zip(requests, exclude_task, strict=True)],
+                self.config.k,
+            )
             similar = [[h.transition for h in reversed(row)] for row in hits]
         return [render_query(s, r.action) for s, r in zip(similar, requests, strict=True)]
 
@@ -138,13 +140,19 @@ class LocalExperienceModel:
 
     def costs(self) -> dict[str, object]:
         """Calls and tokens so far."""
-        return {"experience_calls": self.calls, "experience_calls_remembered": self.remembered,
-                "experience_tokens_in": self.lm.tokens_in, "experience_tokens_out": self.lm.tokens_out}
+        return {
+            "experience_calls": self.calls,
+            "experience_calls_remembered": self.remembered,
+            "experience_tokens_in": self.lm.tokens_in,
+            "experience_tokens_out": self.lm.tokens_out,
+        }
 
     def predict(self, requests: Sequence[Request]) -> list[Prediction]:
         """Predictions in the order of ``requests``. Equal questions under one snapshot get one answer."""
-        keys = [(r.task, r.instruction, r.sheet, r.past[-self.config.history:] if self.config.history else (), r.state, r.action)
-                for r in requests]
+        keys = [
+            (r.task, r.instruction, r.sheet, r.past[-self.config.history :] if self.config.history else (), r.state, r.action)
+            for r in requests
+        ]
         new = {k: r for k, r in zip(keys, requests, strict=True) if k not in self._memory}
         self.calls += len(requests)
         self.remembered += len(requests) - len(new)
@@ -159,10 +167,15 @@ class LocalExperienceModel:
         todo = list(range(len(requests)))
         for sample in range(self.config.samples):
             draws = [keyed_rng("experience", sample, *requests[i].key) for i in todo]
-            replies = self.lm.generate([prompts[i] for i in todo], self.config.budget,
-                                       self.config.retry_temperature if sample else 0.0, draws)
-            checked = [check(self.lm.decode(g.ids).strip(" "), requests[i].state) if g.finished
-                       else Prediction(None, StopReason.INVALID_REPLY, self.lm.decode(g.ids)) for i, g in zip(todo, replies, strict=True)]
+            replies = self.lm.generate(
+                [prompts[i] for i in todo], self.config.budget, self.config.retry_temperature if sample else 0.0, draws
+            )
+            checked = [
+                check(self.lm.decode(g.ids).strip(" "), requests[i].state)
+                if g.finished
+                else Prediction(None, StopReason.INVALID_REPLY, self.lm.decode(g.ids))
+                for i, g in zip(todo, replies, strict=True)
+            ]
             if sample == 0:
                 answers = checked
             else:

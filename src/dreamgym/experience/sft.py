@@ -59,12 +59,27 @@ def requests_of(episode: Episode, task: Task) -> list[tuple[Request, Transition]
 
 
 def _request(episode: Episode, task: Task, t: Transition, seen: set[str], past: tuple[str, ...], turn: int) -> Request:
-    return Request(task.instruction, unseen_part(task.sheet, seen), past, t.state, t.action, episode.id, task.id,
-                   (episode.seed, task.id, episode.member, turn))
+    return Request(
+        task.instruction,
+        unseen_part(task.sheet, seen),
+        past,
+        t.state,
+        t.action,
+        episode.id,
+        task.id,
+        (episode.seed, task.id, episode.member, turn),
+    )
 
 
-def sft_trees(lm: LocalLM, episodes: Iterable[Episode], tasks: dict[str, Task], retrieval: Retrieval, config: ExperienceConfig,
-              repeat: RepeatConfig, seed: int) -> list[Tree]:
+def sft_trees(
+    lm: LocalLM,
+    episodes: Iterable[Episode],
+    tasks: dict[str, Task],
+    retrieval: Retrieval,
+    config: ExperienceConfig,
+    repeat: RepeatConfig,
+    seed: int,
+) -> list[Tree]:
     """Packed-ready trees for one epoch. ``tasks`` holds each task with its sheet; episodes of other tasks are an error."""
     pairs = [p for e in episodes for p in requests_of(e, tasks[e.task.id])]
     prompts = PromptBuilder(config, retrieval)
@@ -98,5 +113,3 @@ def _distinct_rounds(members: Sequence[int]) -> list[list[int]]:
             rounds.append([])
         rounds[n].append(i)
     return rounds
-
-

@@ -21,9 +21,9 @@ class FitConfig(BaseModel):
     learning_rate: float = 2e-3
     """Peak, after a short linear warm-up; cosine to zero afterwards."""
     epochs: float = 1.0
-    row_length: int = 384
+    row_length: int = 256
     """Tokens of one packed row."""
-    rows: int = 16
+    rows: int = 24
     """Rows of one update."""
     weight_decay: float = 0.01
     seed: int = 0
@@ -44,28 +44,58 @@ class _Progress(TrainerCallback):
     def __init__(self, report: Callable[[int, int, float], None]) -> None:
         self.report = report
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None,
-               **_: object) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: object
+    ) -> None:
         if logs and "loss" in logs:
             self.report(state.global_step, state.max_steps, float(logs["loss"]))
 
 
-def fit(model: PreTrainedModel, trees: Sequence[Tree], config: FitConfig, folder: Path,
-        report: Callable[[int, int, float], None] = lambda done, total, loss: None, checkpoint_every: int = 500) -> None:
+def fit(
+    model: PreTrainedModel,
+    trees: Sequence[Tree],
+    config: FitConfig,
+    folder: Path,
+    report: Callable[[int, int, float], None] = lambda done, total, loss: None,
+    checkpoint_every: int = 500,
+) -> None:
     """Train ``model`` in place; ``folder`` keeps checkpoints, from which an interrupted call goes on."""
     rows = pack(trees, config.row_length)
+    attention = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # with dense masks on a CPU 1.4 times as fast as sdpa
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
-            output_dir=str(folder), num_train_epochs=config.epochs, per_device_train_batch_size=config.rows,
-            learning_rate=config.learning_rate, lr_scheduler_type="cosine", warmup_steps=20, weight_decay=config.weight_decay,
-            adam_beta2=0.98, max_grad_norm=1.0, bf16=True, use_cpu=True, seed=config.seed, data_seed=config.seed,
-            save_strategy="steps", save_steps=checkpoint_every, save_total_limit=1, logging_steps=20, report_to=[],
-            disable_tqdm=True, remove_unused_columns=False, dataloader_num_workers=0),
-        train_dataset=_Rows(rows), data_collator=collate, callbacks=[_Progress(report)])
+            output_dir=str(folder),
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.rows,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=20,
+            weight_decay=config.weight_decay,
+            adam_beta2=0.98,
+            max_grad_norm=1.0,
+            bf16=True,
+            use_cpu=True,
+            seed=config.seed,
+            data_seed=config.seed,
+            save_strategy="steps",
+            save_steps=checkpoint_every,
+            save_total_limit=1,
+            logging_steps=20,
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_num_workers=0,
+        ),
+        train_dataset=_Rows(rows),
+        data_collator=collate,
+        callbacks=[_Progress(report)],
+    )
     trainer.remove_callback(_printer())
     last = get_last_checkpoint(str(folder)) if folder.exists() else None
     trainer.train(resume_from_checkpoint=last)
+    model.set_attn_implementation(attention)
 
 
 def _printer() -> type[TrainerCallback]:

@@ -63,12 +63,12 @@ class LocalLM:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids without the end token."""
-        return str(self.tokenizer.decode([i for i in ids if i != self.eos], skip_special_tokens=False,
-                                         clean_up_tokenization_spaces=False))
+        return str(self.tokenizer.decode([i for i in ids if i != self.eos], skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Sequence[int]], budget: int, temperature: float = 0.0,
-                 draws: Sequence[np.random.Generator] | None = None) -> list[Generation]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], budget: int, temperature: float = 0.0, draws: Sequence[np.random.Generator] | None = None
+    ) -> list[Generation]:
         """Continue each prompt until the end token or ``budget`` tokens.
 
         Greedy at temperature 0; otherwise row i samples with ``draws[i]`` alone. Log-probabilities are those of the
@@ -82,14 +82,17 @@ class LocalLM:
         ids = torch.full((n, width), self.pad)
         mask = torch.zeros((n, width), dtype=torch.long)
         for i, p in enumerate(prompts):
-            ids[i, width - len(p):] = torch.tensor(p)
-            mask[i, width - len(p):] = 1
+            ids[i, width - len(p) :] = torch.tensor(p)
+            mask[i, width - len(p) :] = 1
         self.tokens_in += int(mask.sum())
         cache = DynamicCache(config=self.model.config)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                                logits_to_keep=1).logits[:, -1].float()
+            logits = (
+                self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
+                .logits[:, -1]
+                .float()
+            )
         out: list[list[int]] = [[] for _ in range(n)]
         logprobs: list[list[float]] = [[] for _ in range(n)]
         live = list(range(n))
@@ -111,13 +114,17 @@ class LocalLM:
                 cache.batch_select_indices(index)
                 mask, position, chosen = mask[index], position[index], chosen[index]
             mask = torch.cat([mask, torch.ones((len(live), 1), dtype=torch.long)], dim=1)
-            logits = self.model(input_ids=chosen[:, None], attention_mask=mask, position_ids=position[:, None],
-                                past_key_values=cache).logits[:, -1].float()
+            logits = (
+                self.model(input_ids=chosen[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache)
+                .logits[:, -1]
+                .float()
+            )
             position = position + 1
         return [Generation(tuple(o), tuple(lp), bool(o) and o[-1] == self.eos) for o, lp in zip(out, logprobs, strict=True)]
 
-    def _choose(self, logits: torch.Tensor, temperature: float,
-                draws: Sequence[np.random.Generator] | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _choose(
+        self, logits: torch.Tensor, temperature: float, draws: Sequence[np.random.Generator] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if temperature == 0 or draws is None:
             chosen = logits.argmax(-1)
             return chosen, torch.zeros(len(chosen))

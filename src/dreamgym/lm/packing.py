@@ -81,7 +81,7 @@ def pack(trees: Sequence[Tree], length: int) -> list[Row]:
 
 
 def collate(rows: Sequence[Row], pad: int = 0, policy: bool = False) -> dict[str, torch.Tensor]:
-    """Tensors of a batch [B, T]: ``input_ids``, ``position_ids``, ``labels`` and ``attention_mask`` [B, 1, T, T] (bool).
+    """Tensors of a batch [B, T]: ``input_ids``, ``position_ids``, ``labels`` and ``attention_mask`` [B, 1, T, T] (added to scores).
 
     With ``policy`` also ``advantages`` [B, T], for the tokens of each segment.
     """
@@ -96,25 +96,31 @@ def collate(rows: Sequence[Row], pad: int = 0, policy: bool = False) -> dict[str
         at = 0
         for k, tree in enumerate(row.trees):
             n = len(tree.prefix)
-            ids[b, at:at + n] = tree.prefix
-            positions[b, at:at + n] = np.arange(n)
+            ids[b, at : at + n] = tree.prefix
+            positions[b, at : at + n] = np.arange(n)
             if tree.prefix_trained:
-                labels[b, at + 1:at + n] = tree.prefix[1:]
+                labels[b, at + 1 : at + n] = tree.prefix[1:]
             start, at = at, at + n
             for p, s in enumerate(tree.segments, start=1):
                 m = len(s.ids)
-                ids[b, at:at + m] = s.ids
-                positions[b, at:at + m] = n + np.arange(m)
-                part_of[b, at:at + m] = p
-                labels[b, at + m - s.trained:at + m] = s.ids[m - s.trained:]
+                ids[b, at : at + m] = s.ids
+                positions[b, at : at + m] = n + np.arange(m)
+                part_of[b, at : at + m] = p
+                labels[b, at + m - s.trained : at + m] = s.ids[m - s.trained :]
                 labels[b, at] = IGNORED
-                advantages[b, at:at + m] = s.advantage
+                advantages[b, at : at + m] = s.advantage
                 at += m
             tree_of[b, start:at] = k
     tree_t, part_t = torch.from_numpy(tree_of), torch.from_numpy(part_of)
     same_tree = tree_t[:, :, None] == tree_t[:, None, :]
     visible = (part_t[:, None, :] == 0) | (part_t[:, :, None] == part_t[:, None, :])
     causal = torch.ones(width, width, dtype=torch.bool).tril()
-    return {"input_ids": torch.from_numpy(ids), "position_ids": torch.from_numpy(positions),
-            "labels": torch.from_numpy(labels), "attention_mask": (same_tree & visible & causal)[:, None],
-            **({"advantages": torch.from_numpy(advantages)} if policy else {})}
+    hidden = ~(same_tree & visible & causal)[:, None]
+    mask = torch.zeros(hidden.shape).masked_fill_(hidden, torch.finfo(torch.float32).min)
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "position_ids": torch.from_numpy(positions),
+        "labels": torch.from_numpy(labels),
+        "attention_mask": mask,
+        **({"advantages": torch.from_numpy(advantages)} if policy else {}),
+    }

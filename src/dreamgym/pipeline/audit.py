@@ -23,8 +23,14 @@ STEPS = 6000
 """One-step predictions made at most."""
 
 
-def audit_run(config: RunConfig, adapter: Adapter, model: ExperienceModel, logs: Sequence[Episode],
-              policies: Mapping[str, LocalLM], panel: Panel = "test") -> tuple[dict[str, object], list[Episode]]:
+def audit_run(
+    config: RunConfig,
+    adapter: Adapter,
+    model: ExperienceModel,
+    logs: Sequence[Episode],
+    policies: Mapping[str, LocalLM],
+    panel: Panel = "test",
+) -> tuple[dict[str, object], list[Episode]]:
     """All audit measures on ``panel``; ``policies`` may hold ``sft`` and ``policy`` (the dream-trained one).
 
     Also the dreamed wins of ``policy``, each followed by its real twin.
@@ -42,16 +48,32 @@ def audit_run(config: RunConfig, adapter: Adapter, model: ExperienceModel, logs:
     things = things_of(logs)
     steps = next_states(model, _some(episodes, STEPS), tasks, effective_templates(logs, things), things)
     dreamed = {name: play_dream(actor, model, adapter.cap, seats_for(order, seed), name) for name, actor in actors.items()}
-    gaps = {name: {"dream": dream_rate(dreamed[name]), "real": success_rate(real[name]),
-                   "dream_invalid": sum(not r.episode.valid for r in dreamed[name]) / len(order)} for name in actors}
+    gaps = {
+        name: {
+            "dream": dream_rate(dreamed[name]),
+            "real": success_rate(real[name]),
+            "dream_invalid": sum(not r.episode.valid for r in dreamed[name]) / len(order),
+        }
+        for name in actors
+    }
     result: dict[str, object] = {
-        "panel": panel, "games": len(games), "episodes": len(episodes), "successes": sum(e.real_success() for e in episodes),
-        "success_precision": replayed.confusion.precision, "success_recall": replayed.confusion.recall,
-        "invalid": replayed.invalid / max(replayed.episodes, 1), "next_state_macro": steps.macro, "next_state_changing": steps.changing,
+        "panel": panel,
+        "games": len(games),
+        "episodes": len(episodes),
+        "successes": sum(e.real_success() for e in episodes),
+        "success_precision": replayed.confusion.precision,
+        "success_recall": replayed.confusion.recall,
+        "invalid": replayed.invalid / max(replayed.episodes, 1),
+        "next_state_macro": steps.macro,
+        "next_state_changing": steps.changing,
         "next_state": {c: {"right": steps.right[c], "total": steps.total[c]} for c in sorted(steps.total)},
-        "undetermined": steps.undetermined, "lost_precision": steps.precision("lost"), "won_precision": steps.precision("won"),
-        "optimism": sum(abs(g["dream"] - g["real"]) for g in gaps.values()) / len(gaps), "policies": gaps,
-        "replay_divergences": dict(replayed.divergences.most_common(20)), "errors": steps.errors,
+        "undetermined": steps.undetermined,
+        "lost_precision": steps.precision("lost"),
+        "won_precision": steps.precision("won"),
+        "optimism": sum(abs(g["dream"] - g["real"]) for g in gaps.values()) / len(gaps),
+        "policies": gaps,
+        "replay_divergences": dict(replayed.divergences.most_common(20)),
+        "errors": steps.errors,
     }
     pairs: list[Episode] = []
     if "policy" in policies:
@@ -63,8 +85,9 @@ def audit_run(config: RunConfig, adapter: Adapter, model: ExperienceModel, logs:
     return result, pairs
 
 
-def dream_wins(policy: Actor, model: ExperienceModel, adapter: Adapter, tasks: Sequence[Task], seed: int,
-               counter: RealSteps) -> tuple[dict[str, object], list[Episode]]:
+def dream_wins(
+    policy: Actor, model: ExperienceModel, adapter: Adapter, tasks: Sequence[Task], seed: int, counter: RealSteps
+) -> tuple[dict[str, object], list[Episode]]:
     """Dream-win precision: the share of dreamed wins whose actions also win in the real twin game."""
     members = max(1, -(-300 // len(tasks)))
     played = play_dream(policy, model, adapter.cap, seats_for(tasks, seed + 1, members))
@@ -73,8 +96,12 @@ def dream_wins(policy: Actor, model: ExperienceModel, adapter: Adapter, tasks: S
     kept = sum(t.real_success() for t in twins)
     false = [(d, t) for d, t in zip(wins, twins, strict=True) if not t.real_success()]
     pairs = [e for pair in zip(wins, twins, strict=True) for e in pair]
-    return {"dream_win_precision": kept / max(len(wins), 1), "dream_wins": len(wins), "dream_episodes": len(played),
-            "dream_win_divergences": first_divergences([d for d, _ in false], [t for _, t in false])}, pairs
+    return {
+        "dream_win_precision": kept / max(len(wins), 1),
+        "dream_wins": len(wins),
+        "dream_episodes": len(played),
+        "dream_win_divergences": first_divergences([d for d, _ in false], [t for _, t in false]),
+    }, pairs
 
 
 async def replay_real(adapter: Adapter, dreamed: Sequence[Episode], counter: RealSteps) -> list[Episode]:
@@ -92,14 +119,31 @@ async def replay_real(adapter: Adapter, dreamed: Sequence[Episode], counter: Rea
             change = diff(state, after)
             reason = answer.info.get("stop")
             stop = reason if isinstance(reason, StopReason) else None
-            steps.append(Transition(state=state, action=t.action, removed=change.removed, added=change.added, reward=answer.reward,
-                                    outcome="won" if stop == StopReason.WON else "lost" if stop == StopReason.LOST else "go"))
+            steps.append(
+                Transition(
+                    state=state,
+                    action=t.action,
+                    removed=change.removed,
+                    added=change.added,
+                    reward=answer.reward,
+                    outcome="won" if stop == StopReason.WON else "lost" if stop == StopReason.LOST else "go",
+                )
+            )
             state = after
             if stop is not None:
                 break
         await env.close()
-        twins.append(d.model_copy(update={"source": "real", "env": adapter.name, "id": f"{d.id}~twin", "transitions": tuple(steps),
-                                          "stop": stop or StopReason.ABANDONED}))
+        twins.append(
+            d.model_copy(
+                update={
+                    "source": "real",
+                    "env": adapter.name,
+                    "id": f"{d.id}~twin",
+                    "transitions": tuple(steps),
+                    "stop": stop or StopReason.ABANDONED,
+                }
+            )
+        )
     return twins
 
 
@@ -108,5 +152,3 @@ def _some(episodes: Sequence[Episode], steps: int) -> list[Episode]:
     total = sum(len(e.transitions) for e in episodes)
     every = max(1, -(-total // steps))
     return list(episodes[::every])
-
-

@@ -1,6 +1,6 @@
 """The one configuration of a run: a YAML file and ``key=value`` overrides, checked, saved with the run.
 
-    config = load_config(Path("my.yaml"), ["rl.iterations=20", "experience.prompt.reasoning=false"])
+config = load_config(Path("my.yaml"), ["rl.iterations=20", "experience.prompt.reasoning=false"])
 """
 
 import difflib
@@ -25,8 +25,8 @@ class Optimisation(Section):
 
     learning_rate: float = Field(2e-3, gt=0)
     epochs: float = Field(1.0, gt=0)
-    row_length: int = Field(384, ge=64)
-    rows: int = Field(16, ge=1)
+    row_length: int = Field(256, ge=64)
+    rows: int = Field(24, ge=1)
 
 
 class Prompt(Section):
@@ -151,7 +151,7 @@ def _explain(loc: tuple[int | str, ...], message: str, kind: str, where: str) ->
     model: type[BaseModel] = RunConfig
     for part in loc[:-1]:
         annotation = model.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        model = annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
     near = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
     return f"{where}: unknown key {key}" + (f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(model.model_fields)}")

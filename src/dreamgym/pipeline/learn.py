@@ -45,8 +45,16 @@ def train_base(episodes: Sequence[Episode], tasks: dict[str, Task], config: FitC
     return _keep(lm, folder)
 
 
-def train_experience(base: str | Path, annotated: Sequence[Episode], tasks: dict[str, Task], prompt: ExperienceConfig, config: FitConfig,
-                     folder: Path, report: Report = quiet, repeat: RepeatConfig | None = None) -> LocalLM:
+def train_experience(
+    base: str | Path,
+    annotated: Sequence[Episode],
+    tasks: dict[str, Task],
+    prompt: ExperienceConfig,
+    config: FitConfig,
+    folder: Path,
+    report: Report = quiet,
+    repeat: RepeatConfig | None = None,
+) -> LocalLM:
     """The experience model (Eq. 5): ``base`` fine-tuned on annotated episodes, retrieval in the prompt."""
     lm = LocalLM.load(base)
     buffer = ReplayBuffer()
@@ -85,8 +93,17 @@ def _keep(lm: LocalLM, folder: Path) -> LocalLM:
 class GRPORun:
     """One GRPO run in the dream or (the control) in the real environment, checkpointed after every iteration."""
 
-    def __init__(self, start: str | Path, config: GRPOConfig, tasks: dict[str, Task], adapter: Adapter, folder: Path,
-                 model: ExperienceModel | None, replay: ReplayBuffer | None, counter: RealSteps) -> None:
+    def __init__(
+        self,
+        start: str | Path,
+        config: GRPOConfig,
+        tasks: dict[str, Task],
+        adapter: Adapter,
+        folder: Path,
+        model: ExperienceModel | None,
+        replay: ReplayBuffer | None,
+        counter: RealSteps,
+    ) -> None:
         self.config, self.adapter, self.folder, self.counter = config, adapter, folder, counter
         self.model, self.replay = model, replay
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,8 +138,11 @@ class GRPORun:
                 self.sheets.learn(episodes)
                 if self.replay is not None:
                     self.replay.add(episodes)
-            metrics |= self.sampler.metrics() | {"invented": float(self.sheets.invented), "conflicts": float(self.sheets.conflicts),
-                                                 "real_steps": float(self.counter.total)}
+            metrics |= self.sampler.metrics() | {
+                "invented": float(self.sheets.invented),
+                "conflicts": float(self.sheets.conflicts),
+                "real_steps": float(self.counter.total),
+            }
             if probe and every and self.iteration % every == 0:
                 metrics["probe_real_success"] = self._probe(probe)
             with open(self.folder / "metrics.jsonl", "a") as f:
@@ -142,7 +162,9 @@ class GRPORun:
 
     def _probe(self, tasks: Sequence[Task]) -> float:
         """Real success on the probe panel; the best so far is kept as the run's policy."""
-        rate = success_rate(play_real(Policy(self.lm, 0.4), self.adapter, seats_for(tasks, self.config.seed), self.counter, "probe", "probe"))
+        rate = success_rate(
+            play_real(Policy(self.lm, 0.4), self.adapter, seats_for(tasks, self.config.seed), self.counter, "probe", "probe")
+        )
         if not self.probe or rate >= max(p["success"] for p in self.probe):
             self.lm.save(self.folder / "policy")
         self.probe.append({"iteration": float(self.iteration), "success": rate})
@@ -158,9 +180,19 @@ class GRPORun:
         fresh, old = self.folder / ".checkpoint-new", self.folder / "checkpoint"
         shutil.rmtree(fresh, ignore_errors=True)
         self.trainer.save(fresh)
-        write_atomic(fresh / "state.json", json.dumps({
-            "sampler": self.sampler.state_dict(), "probe": self.probe, "counts": self.counter.counts,
-            "sheets": {n: t.sheet for n, t in self.sheets.tasks.items()}, "invented": self.sheets.invented, "conflicts": self.sheets.conflicts}))
+        write_atomic(
+            fresh / "state.json",
+            json.dumps(
+                {
+                    "sampler": self.sampler.state_dict(),
+                    "probe": self.probe,
+                    "counts": self.counter.counts,
+                    "sheets": {n: t.sheet for n, t in self.sheets.tasks.items()},
+                    "invented": self.sheets.invented,
+                    "conflicts": self.sheets.conflicts,
+                }
+            ),
+        )
         gone = self.folder / ".checkpoint-old"
         shutil.rmtree(gone, ignore_errors=True)
         if old.exists():

@@ -29,8 +29,10 @@ def tasks_of(episodes: Iterable[Episode]) -> dict[str, Task]:
     by_task: dict[str, list[Episode]] = defaultdict(list)
     for e in episodes:
         by_task[e.task.id].append(e)
-    return {name: group[0].task.model_copy(update={"sheet": sheet_in_hindsight(group[0].task.first_state, group)})
-            for name, group in by_task.items()}
+    return {
+        name: group[0].task.model_copy(update={"sheet": sheet_in_hindsight(group[0].task.first_state, group)})
+        for name, group in by_task.items()
+    }
 
 
 def successes(episodes: Iterable[Episode]) -> list[Episode]:

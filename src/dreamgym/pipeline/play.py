@@ -22,12 +22,13 @@ def play_real(actor: Actor, adapter: Adapter, seats: Sequence[Seat], counter: Re
     counter.purpose = purpose
     played: list[Rollout] = []
     for i in range(0, len(seats), LIVE):
-        played += rollouts(actor, lambda seat, _: adapter.env(counter), seats[i:i + LIVE], "real", adapter.name, behaviour)
+        played += rollouts(actor, lambda seat, _: adapter.env(counter), seats[i : i + LIVE], "real", adapter.name, behaviour)
     return played
 
 
 def play_dream(actor: Actor, model: ExperienceModel, cap: int, seats: Sequence[Seat], behaviour: str = "policy") -> list[Rollout]:
     """Episodes in the dream; tasks need instruction, first state and (better) a sheet."""
+
     def make(seat: Seat, lockstep: Lockstep) -> DreamEnv:
         async def predict(request: Request) -> Prediction:
             answer = await lockstep.call("experience", request.key, request)

@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 
 from dreamgym.core.files import read_episodes, read_json, write_json
@@ -9,7 +10,15 @@ from dreamgym.core.types import Episode, result_row
 from dreamgym.pipeline.run import Run
 from dreamgym.pipeline.stats import paired_interval
 
-AUDIT_KEYS = ("success_precision", "success_recall", "next_state_macro", "next_state_changing", "invalid", "optimism", "dream_win_precision")
+AUDIT_KEYS = (
+    "success_precision",
+    "success_recall",
+    "next_state_macro",
+    "next_state_changing",
+    "invalid",
+    "optimism",
+    "dream_win_precision",
+)
 PACKAGES = ("dreamgym", "torch", "transformers", "textworld", "numpy")
 
 
@@ -33,6 +42,18 @@ def successes_by_task(episodes: list[Episode]) -> dict[str, float]:
     return {e.task.id: float(e.real_success()) for e in episodes if e.valid}
 
 
+def headline(results: Mapping[str, object]) -> str:
+    """The one sentence a run ends with."""
+    before, after, steps = results["before"], results["after"], results["real_steps"]
+    assert isinstance(before, list)
+    assert isinstance(after, list)
+    assert isinstance(steps, dict)
+    return (
+        f"Real success on {results['n_test']} games never trained on: before {before[0]:.2f} -> after {after[0]:.2f}"
+        f" (real steps in RL: {steps['rl']}; one seed)"
+    )
+
+
 def write_results(run: Run) -> dict[str, object]:
     """``results.json`` of a run: before, after, real steps, paired interval over games, audit."""
     panel = run.config.evaluation.panel
@@ -44,13 +65,23 @@ def write_results(run: Run) -> dict[str, object]:
     policies = audit["policies"]
     assert isinstance(policies, dict)
     results: dict[str, object] = {
-        "seeds": [run.config.seed], "n_test": len(after), "panel": panel,
-        "before": [run.summary("eval-sft")["real_success"]], "after": [run.summary("eval-policy")["real_success"]],
+        "seeds": [run.config.seed],
+        "n_test": len(after),
+        "panel": panel,
+        "before": [run.summary("eval-sft")["real_success"]],
+        "after": [run.summary("eval-policy")["real_success"]],
         "dream_after": [policies["policy"]["dream"]],
-        "real_steps": {"logs": run.summary("collect")["real_steps"], "rl": rl["rl_real_steps"], "probe": rl["probe_real_steps"],
-                       "audit": audit["real_steps_audit"]},
+        "real_steps": {
+            "logs": run.summary("collect")["real_steps"],
+            "rl": rl["rl_real_steps"],
+            "probe": rl["probe_real_steps"],
+            "audit": audit["real_steps_audit"],
+        },
         "paired_interval": paired_interval([successes_by_task(after)], [successes_by_task(before)], ("after", "before")),
-        "audit": {k: audit[k] for k in AUDIT_KEYS}, "wall_s": stages, "peak_rss_gib": round(peak_rss_gib(), 2), "versions": versions(),
+        "audit": {k: audit[k] for k in AUDIT_KEYS},
+        "wall_s": stages,
+        "peak_rss_gib": round(peak_rss_gib(), 2),
+        "versions": versions(),
         "rows": [result_row(e).model_dump(mode="json") for e in after],
     }
     write_json(run.path("results.json"), results)

@@ -1,7 +1,7 @@
 """A run directory: plain files, one marker per finished stage, safe to kill at any moment.
 
-    run = Run(Path("runs/mine"), config)
-    run.stage("annotate", run.config.experience, lambda: ...)     # skipped when it finished before with the same inputs
+run = Run(Path("runs/mine"), config)
+run.stage("annotate", run.config.experience, lambda: ...)     # skipped when it finished before with the same inputs
 """
 
 import time
@@ -67,8 +67,15 @@ def _short(value: float | int | str) -> str:
 
 def bar() -> Progress:
     """A progress bar with counts, time used and time left."""
-    return Progress(TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-                    console=console, transient=True)
+    return Progress(
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
 
 
 def fit_report(progress: Progress, name: str) -> Callable[[int, int, float], None]:
@@ -79,5 +86,3 @@ def fit_report(progress: Progress, name: str) -> Callable[[int, int, float], Non
         progress.update(task, completed=done, total=total, description=f"{name} loss {loss:.3f}")
 
     return report
-
-

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import ConfigError, DataError
-from dreamgym.core.files import read_episodes, write_episodes, write_json
+from dreamgym.core.files import read_episodes, read_json, write_episodes, write_json
 from dreamgym.core.types import Episode, Panel
 from dreamgym.envs.adapter import Adapter, load_adapter
 from dreamgym.experience.annotate import GenericTeacher, annotate
@@ -57,8 +57,23 @@ def collect(run: Run) -> Summary:
         episodes = load_logs([path])
     write_episodes(run.path(LOGS), episodes)
     steps = counter.total or sum(len(e.steps) for e in episodes)
-    return {"episodes": len(episodes), "tasks": len({e.task.id for e in episodes}), "transitions": sum(len(e.steps) for e in episodes),
-            "successes": len(successes(episodes)), "real_steps": steps, "counts": counts(episodes)}
+    if config.logs == "shipped":
+        steps = shipped_steps(config.env.partition("/")[2])
+    return {
+        "episodes": len(episodes),
+        "tasks": len({e.task.id for e in episodes}),
+        "transitions": sum(len(e.steps) for e in episodes),
+        "successes": len(successes(episodes)),
+        "real_steps": steps,
+        "counts": counts(episodes),
+    }
+
+
+def shipped_steps(level: str) -> int:
+    """Real steps that recording the shipped logs took, re-played prefixes of counterfactuals included."""
+    meta = read_json(shipped("logs.json"))[level]
+    assert isinstance(meta, dict)
+    return int(meta["real_steps"])
 
 
 def _record(run: Run, adapter: Adapter, counter: RealSteps) -> list[Episode]:
@@ -90,8 +105,13 @@ def base_model(run: Run) -> Summary:
         return {"path": base_path(run), "trained": False}
     episodes = load_logs([run.path(LOGS)])
     with bar() as progress:
-        lm = train_base(episodes, tasks_of(episodes), fit_config(config.pretrain, config.seed), run.path("base"),
-                        fit_report(progress, "base language model"))
+        lm = train_base(
+            episodes,
+            tasks_of(episodes),
+            fit_config(config.pretrain, config.seed),
+            run.path("base"),
+            fit_report(progress, "base language model"),
+        )
     return {"path": str(run.path("base")), "trained": True, "parameters": lm.parameters}
 
 
@@ -106,9 +126,15 @@ def train_experience_model(run: Run) -> Summary:
     config = run.config
     episodes = load_logs([run.path(ANNOTATED)])
     with bar() as progress:
-        lm = train_experience(base_path(run), episodes, tasks_of(episodes), prompt_config(config),
-                              fit_config(config.experience.fit, config.seed), run.path("experience"),
-                              fit_report(progress, "experience model"))
+        lm = train_experience(
+            base_path(run),
+            episodes,
+            tasks_of(episodes),
+            prompt_config(config),
+            fit_config(config.experience.fit, config.seed),
+            run.path("experience"),
+            fit_report(progress, "experience model"),
+        )
     return {"parameters": lm.parameters, **config.experience.prompt.model_dump()}
 
 
@@ -164,15 +190,22 @@ def train_policy(run: Run) -> Summary:
         lm = rl.run(report, probe, config.rl.probe_every)
     lm.save(run.path("policy"))
     metrics = rl.trainer.progress.metrics
-    return {"iterations": rl.iteration, "transitions": sum(m["transitions"] for m in metrics), "rl_real_steps": counter.counts.get("rl", 0),
-            "probe_real_steps": counter.counts.get("probe", 0), "rollout_s": sum(m["rollout_s"] for m in metrics),
-            "update_s": sum(m["update_s"] for m in metrics), **(model.costs() if model else {})}
+    return {
+        "iterations": rl.iteration,
+        "transitions": sum(m["transitions"] for m in metrics),
+        "rl_real_steps": counter.counts.get("rl", 0),
+        "probe_real_steps": counter.counts.get("probe", 0),
+        "rollout_s": sum(m["rollout_s"] for m in metrics),
+        "update_s": sum(m["update_s"] for m in metrics),
+        **(model.costs() if model else {}),
+    }
 
 
 def grpo_config(config: RunConfig) -> GRPOConfig:
     r = config.rl
-    return GRPOConfig(iterations=r.iterations, tasks=r.tasks, group=r.group, learning_rate=r.learning_rate, clip=r.clip, passes=r.passes,
-                      seed=config.seed)
+    return GRPOConfig(
+        iterations=r.iterations, tasks=r.tasks, group=r.group, learning_rate=r.learning_rate, clip=r.clip, passes=r.passes, seed=config.seed
+    )
 
 
 def evaluate(run: Run, arm: str, panel: Panel | None = None) -> Summary:
@@ -181,26 +214,43 @@ def evaluate(run: Run, arm: str, panel: Panel | None = None) -> Summary:
     counter = RealSteps()
     panel = panel or config.evaluation.panel
     tasks = adapter.tasks(panel, config.evaluation.games)
-    played = play_real(Policy(LocalLM.load(run.path(arm)), config.evaluation.temperature), adapter, seats_for(tasks, config.seed), counter,
-                       panel, arm)
+    played = play_real(
+        Policy(LocalLM.load(run.path(arm)), config.evaluation.temperature), adapter, seats_for(tasks, config.seed), counter, panel, arm
+    )
     episodes = [r.episode for r in played]
     write_episodes(run.path(f"eval-{arm}-{panel}.jsonl"), episodes)
-    return {"real_success": success_rate(played), "games": len(tasks), "invalid": sum(not e.valid for e in episodes),
-            "real_steps": counter.total, "mean_steps": sum(len(e.transitions) for e in episodes) / len(episodes)}
+    return {
+        "real_success": success_rate(played),
+        "games": len(tasks),
+        "invalid": sum(not e.valid for e in episodes),
+        "real_steps": counter.total,
+        "mean_steps": sum(len(e.transitions) for e in episodes) / len(episodes),
+    }
 
 
 def audit(run: Run) -> Summary:
     """Hold the dream against the real environment on games it was never trained on."""
-    result, twins = audit_run(run.config, load_adapter(run.config.env), experience_model(run)[0], load_logs([run.path(LOGS)]),
-                              {name: LocalLM.load(run.path(name)) for name in ("sft", "policy") if run.path(name).exists()})
+    result, twins = audit_run(
+        run.config,
+        load_adapter(run.config.env),
+        experience_model(run)[0],
+        load_logs([run.path(LOGS)]),
+        {name: LocalLM.load(run.path(name)) for name in ("sft", "policy") if run.path(name).exists()},
+    )
     write_episodes(run.path("audit-twins.jsonl"), twins)
     write_json(run.path("audit.json"), result)
     return {k: v for k, v in result.items() if isinstance(v, int | float)}
 
 
 STAGES: dict[str, Callable[[Run], Summary]] = {
-    "collect": collect, "annotate": annotate_logs, "base": base_model, "train-experience": train_experience_model,
-    "warm-start": warm_start_policy, "eval-sft": lambda run: evaluate(run, "sft"), "train": train_policy,
-    "eval-policy": lambda run: evaluate(run, "policy"), "audit": audit,
+    "collect": collect,
+    "annotate": annotate_logs,
+    "base": base_model,
+    "train-experience": train_experience_model,
+    "warm-start": warm_start_policy,
+    "eval-sft": lambda run: evaluate(run, "sft"),
+    "train": train_policy,
+    "eval-policy": lambda run: evaluate(run, "policy"),
+    "audit": audit,
 }
 """In the order in which they can run."""

@@ -9,7 +9,9 @@ from dreamgym.core.seeding import keyed_rng
 DRAWS = 10_000
 
 
-def paired_interval(first: Sequence[Mapping[str, float]], second: Sequence[Mapping[str, float]], arms: tuple[str, str]) -> dict[str, object]:
+def paired_interval(
+    first: Sequence[Mapping[str, float]], second: Sequence[Mapping[str, float]], arms: tuple[str, str]
+) -> dict[str, object]:
     """95 % bootstrap interval of mean(first) - mean(second), resampling seeds *and* games.
 
     Each argument holds one {game: success in 0..1} per seed. Seeds are paired by position, games by id; only games that

@@ -43,7 +43,8 @@ class HashingEncoder:
                 for word in parts:
                     self._add(vector, f"n:{word}" if near else f"s:{word}", 1.0 if near else 0.15)
         norms = np.linalg.norm(out, axis=1, keepdims=True)
-        return out / np.maximum(norms, 1e-6)
+        out /= np.maximum(norms, 1e-6)
+        return out
 
     def _add(self, vector: Vectors, word: str, weight: float) -> None:
         slot, sign = _slot(word, self.dimension)

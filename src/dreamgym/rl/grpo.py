@@ -81,12 +81,18 @@ class GRPOTrainer:
         valid = [r for r in rollouts if r.episode.valid]
         tokens = [lp for r in rollouts for s in r.samples for lp in s.logprobs]
         metrics = {
-            "iteration": float(n), "episodes": float(len(rollouts)),
+            "iteration": float(n),
+            "episodes": float(len(rollouts)),
             "reward": sum(episode_return(r) or 0.0 for r in valid) / max(len(valid), 1),
             "invalid": 1 - len(valid) / len(rollouts),
             "zero_variance_groups": sum(not any(a for a in group if a) for group in advantages.values()) / len(advantages),
-            "steps": sum(len(r.samples) for r in rollouts) / len(rollouts), "transitions": float(sum(len(r.samples) for r in rollouts)),
-            "surprisal": -sum(tokens) / max(len(tokens), 1), "rollout_s": rolled - start, "update_s": done - rolled, **update}
+            "steps": sum(len(r.samples) for r in rollouts) / len(rollouts),
+            "transitions": float(sum(len(r.samples) for r in rollouts)),
+            "surprisal": -sum(tokens) / max(len(tokens), 1),
+            "rollout_s": rolled - start,
+            "update_s": done - rolled,
+            **update,
+        }
         self.progress.iteration += 1
         self.progress.metrics.append(metrics)
         return rollouts, groups, metrics
@@ -96,7 +102,7 @@ class GRPOTrainer:
         rows = pack(trees, c.row_length)
         if not rows:
             return {"clipped": 0.0, "grad_norm": 0.0}
-        batches = [collate(rows[i:i + c.rows], self.lm.pad, policy=True) for i in range(0, len(rows), c.rows)]
+        batches = [collate(rows[i : i + c.rows], self.lm.pad, policy=True) for i in range(0, len(rows), c.rows)]
         self.lm.model.eval()
         with torch.no_grad():
             old = [self._logp(b)[0] for b in batches]
@@ -122,8 +128,9 @@ class GRPOTrainer:
         labels = batch["labels"][:, 1:]
         where = labels != IGNORED
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden = self.lm.model.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"],
-                                         attention_mask=batch["attention_mask"], use_cache=False).last_hidden_state
+            hidden = self.lm.model.model(
+                input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"], use_cache=False
+            ).last_hidden_state
             logits = self.lm.model.lm_head(hidden[:, :-1][where])
         logp = torch.log_softmax(logits.float() / self.config.temperature, -1)
         return logp.gather(1, labels[where][:, None])[:, 0], batch["advantages"][:, 1:][where]

@@ -1,7 +1,7 @@
 """GRPO as pure functions (arXiv 2402.03300; DreamGym Eq. 3): group advantages and the clipped objective.
 
-    advantages = group_advantages([1.0, 0.0, 0.0, None])       # None = invalid: no advantage, not part of the statistics
-    loss, clipped = clipped_loss(logp, old_logp, advantage)
+advantages = group_advantages([1.0, 0.0, 0.0, None])       # None = invalid: no advantage, not part of the statistics
+loss, clipped = clipped_loss(logp, old_logp, advantage)
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,9 @@ def group_advantages(rewards: Sequence[float | None]) -> list[float | None]:
     return [None if r is None else 0.0 if sd < ZERO_VARIANCE else (r - mean) / sd for r in rewards]
 
 
-def clipped_loss(logp: torch.Tensor, old_logp: torch.Tensor, advantage: torch.Tensor,
-                 clip: float = 0.2) -> tuple[torch.Tensor, torch.Tensor]:
+def clipped_loss(
+    logp: torch.Tensor, old_logp: torch.Tensor, advantage: torch.Tensor, clip: float = 0.2
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed clipped surrogate over policy tokens [N] (to be divided by the caller), and how many tokens were clipped.
 
     All three tensors hold policy tokens only; tokens of prompts and environments never get here.

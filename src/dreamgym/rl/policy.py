@@ -65,5 +65,4 @@ class Policy:
         prompts = self.lm.encode_batch([" " + render_policy(t.instruction, t.state) for t in turns])
         draws = [keyed_rng("policy", *t.key) for t in turns]
         replies = self.lm.generate(prompts, _BUDGET, self.temperature, draws)
-        return [Sample(tuple(p), g.ids, g.logprobs, " ".join(self.lm.decode(g.ids).split()))
-                for p, g in zip(prompts, replies, strict=True)]
+        return [Sample(tuple(p), g.ids, g.logprobs, " ".join(self.lm.decode(g.ids).split())) for p, g in zip(prompts, replies, strict=True)]

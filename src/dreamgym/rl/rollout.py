@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dreamgym.core.env import Env
 from dreamgym.core.errors import DreamgymError
-from dreamgym.core.lockstep import Lockstep
+from dreamgym.core.lockstep import BatchFunction, Lockstep
 from dreamgym.core.state import diff, state_of_text
 from dreamgym.core.types import Episode, Outcome, Source, StopReason, Task, Transition
 from dreamgym.rl.policy import Actor, Sample, Turn
@@ -37,8 +37,15 @@ class Seat:
 MakeEnv = Callable[[Seat, Lockstep], Env]
 
 
-def rollouts(policy: Actor, make_env: MakeEnv, seats: Sequence[Seat], source: Source, env_name: str, behaviour: str = "policy",
-             services: Mapping[str, Callable] | None = None) -> list[Rollout]:  # type: ignore[type-arg]
+def rollouts(
+    policy: Actor,
+    make_env: MakeEnv,
+    seats: Sequence[Seat],
+    source: Source,
+    env_name: str,
+    behaviour: str = "policy",
+    services: Mapping[str, BatchFunction] | None = None,
+) -> list[Rollout]:
     """Play all ``seats`` with ``policy``; results in their order. ``services``: further batch functions, by name."""
     lockstep = Lockstep({"policy": policy.act, **(services or {})})
 
@@ -67,9 +74,17 @@ async def _episode(seat: Seat, env: Env, lockstep: Lockstep, source: Source, env
             after = state_of_text(answer.observation)
             change = diff(state, after)
             stop = _stop(answer.terminated, answer.truncated, answer.reward, answer.info.get("stop"))
-            steps.append(Transition(state=state, action=sample.action, removed=change.removed, added=change.added,
-                                    reward=answer.reward, outcome=_outcome(stop),
-                                    reasoning=str(answer.info.get("reasoning", ""))))
+            steps.append(
+                Transition(
+                    state=state,
+                    action=sample.action,
+                    removed=change.removed,
+                    added=change.added,
+                    reward=answer.reward,
+                    outcome=_outcome(stop),
+                    reasoning=str(answer.info.get("reasoning", "")),
+                )
+            )
             state = after
     except DreamgymError:
         raise
@@ -77,9 +92,18 @@ async def _episode(seat: Seat, env: Env, lockstep: Lockstep, source: Source, env
         stop = StopReason.INVALID_ENV
     finally:
         await env.close()
-    episode = Episode(id=f"{task.id}#{env_name}{seat.seed}.{seat.iteration}.{seat.member}", env=env_name, task=task,
-                      source=source, behaviour=behaviour, policy_version=seat.iteration, seed=seat.seed, member=seat.member,
-                      transitions=tuple(steps), stop=stop or StopReason.INVALID_ENV)
+    episode = Episode(
+        id=f"{task.id}#{env_name}{seat.seed}.{seat.iteration}.{seat.member}",
+        env=env_name,
+        task=task,
+        source=source,
+        behaviour=behaviour,
+        policy_version=seat.iteration,
+        seed=seat.seed,
+        member=seat.member,
+        transitions=tuple(steps),
+        stop=stop or StopReason.INVALID_ENV,
+    )
     return Rollout(episode, tuple(samples))
 
 

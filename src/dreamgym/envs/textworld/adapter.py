@@ -36,8 +36,9 @@ class TextWorldAdapter:
 
     def tasks(self, panel: Panel, limit: int) -> list[Task]:
         """Tasks by id alone: instruction and first state are read at reset."""
-        return [Task(id=g.task, instruction="", first_state=(), panel=panel, difficulty=self.level)
-                for g in panels(self.level, panel)[:limit]]
+        return [
+            Task(id=g.task, instruction="", first_state=(), panel=panel, difficulty=self.level) for g in panels(self.level, panel)[:limit]
+        ]
 
     def collect(self, counter: RealSteps, limit: int, seed: int) -> Iterator[Episode]:
         for i, game in enumerate(panels(self.level, "train")[:limit]):
@@ -48,8 +49,12 @@ class TextWorldAdapter:
 
     def explorers(self) -> dict[str, Explorer]:
         """Random, noisy, and two competent cooks, one of whom slips now and then: near misses for the audit."""
-        return {"random": _scripted(anything), "noisy": _scripted(_slipping(0.3, anything)),
-                "slipping": _scripted(_slipping(0.12, near_miss)), "expert": _scripted(expert)}
+        return {
+            "random": _scripted(anything),
+            "noisy": _scripted(_slipping(0.3, anything)),
+            "slipping": _scripted(_slipping(0.12, near_miss)),
+            "expert": _scripted(expert),
+        }
 
 
 def _scripted(act: Callable[[Scene, np.random.Generator], str]) -> Explorer:

@@ -13,10 +13,51 @@ from dreamgym.core.state import LINE, State
 
 HEAT = {"fried": "stove", "roasted": "oven", "grilled": "BBQ"}
 CUT = {"chopped": "chop", "sliced": "slice", "diced": "dice"}
-FOODS = ["pork_chop", "red_tuna", "white_tuna", "carrot", "red_onion", "white_onion", "yellow_onion", "lettuce", "red_potato", "yellow_potato", "purple_potato", "red_apple", "yellow_apple", "green_apple", "banana", "tomato", "red_hot_pepper", "green_hot_pepper", "red_bell_pepper", "yellow_bell_pepper", "green_bell_pepper", "orange_bell_pepper", "block_of_cheese"]
+FOODS = [
+    "pork_chop",
+    "red_tuna",
+    "white_tuna",
+    "carrot",
+    "red_onion",
+    "white_onion",
+    "yellow_onion",
+    "lettuce",
+    "red_potato",
+    "yellow_potato",
+    "purple_potato",
+    "red_apple",
+    "yellow_apple",
+    "green_apple",
+    "banana",
+    "tomato",
+    "red_hot_pepper",
+    "green_hot_pepper",
+    "red_bell_pepper",
+    "yellow_bell_pepper",
+    "green_bell_pepper",
+    "orange_bell_pepper",
+    "block_of_cheese",
+]
 PLACES = ("counter", "table", "stove", "fridge", "oven", "floor")
-NOISE = ("look", "inventory", "examine cookbook", "wait", "help", "take", "cook", "eat", "open", "prepare", "slice",
-         "go north", "cook meal", "make meal", "eat food", "take all", "")
+NOISE = (
+    "look",
+    "inventory",
+    "examine cookbook",
+    "wait",
+    "help",
+    "take",
+    "cook",
+    "eat",
+    "open",
+    "prepare",
+    "slice",
+    "go north",
+    "cook meal",
+    "make meal",
+    "eat food",
+    "take all",
+    "",
+)
 
 
 @dataclass(frozen=True)
@@ -78,10 +119,14 @@ def admissible_like(scene: Scene, rng: np.random.Generator) -> str:
     things = [k for k in scene.place if k not in ("fridge", "oven")]
     thing = _pick(things, rng)
     spot = scene.place[thing]
-    options = [f"take {thing} from {spot}" if spot not in ("held", "floor") else f"take {thing}",
-               f"put {thing} on {_pick(('counter', 'table', 'stove'), rng)}", f"drop {thing}", f"examine {thing}",
-               f"insert {thing} into {_pick(('fridge', 'oven'), rng)}",
-               f"{_pick(('open', 'close'), rng)} {_pick(('fridge', 'fridge', 'oven'), rng)}"]
+    options = [
+        f"take {thing} from {spot}" if spot not in ("held", "floor") else f"take {thing}",
+        f"put {thing} on {_pick(('counter', 'table', 'stove'), rng)}",
+        f"drop {thing}",
+        f"examine {thing}",
+        f"insert {thing} into {_pick(('fridge', 'oven'), rng)}",
+        f"{_pick(('open', 'close'), rng)} {_pick(('fridge', 'fridge', 'oven'), rng)}",
+    ]
     if scene.held:
         h = _pick(scene.held, rng)
         options += [f"drop {h}", f"put {h} on {_pick(('counter', 'table', 'stove'), rng)}", f"insert {h} into fridge"]
@@ -98,21 +143,49 @@ def near_miss(scene: Scene, rng: np.random.Generator) -> str:
         food = _pick(held, rng)
     tool = "knife" if rng.random() < 0.85 else _pick((*scene.place, "oven"), rng)
     source = _pick(("stove", "oven"), rng) if rng.random() < 0.8 else _pick(("counter", "table", "fridge", "knife", "BBQ"), rng)
-    return _pick((f"{_pick(tuple(CUT.values()), rng)} {food} with {tool}", f"cook {food} with {source}", f"eat {food}",
-                  f"{_pick(tuple(CUT.values()), rng)} {food} with {tool}", f"cook {food} with {source}"), rng)
+    return _pick(
+        (
+            f"{_pick(tuple(CUT.values()), rng)} {food} with {tool}",
+            f"cook {food} with {source}",
+            f"eat {food}",
+            f"{_pick(tuple(CUT.values()), rng)} {food} with {tool}",
+            f"cook {food} with {source}",
+        ),
+        rng,
+    )
 
 
 def absent(scene: Scene, rng: np.random.Generator) -> str:
     """A command about something that is not in sight, or not where the command says."""
     unseen = [f for f in FOODS if f not in scene.place]
     thing = _pick(unseen, rng) if rng.random() < 0.6 else _pick(tuple(scene.place), rng)
-    return _pick((f"take {thing} from {_pick(PLACES, rng)}", f"take {thing} from {_pick(PLACES, rng)}", f"cook {thing} with stove",
-                  f"{_pick(tuple(CUT.values()), rng)} {thing} with knife", f"drop {thing}", f"eat {thing}", f"take {thing}"), rng)
+    return _pick(
+        (
+            f"take {thing} from {_pick(PLACES, rng)}",
+            f"take {thing} from {_pick(PLACES, rng)}",
+            f"cook {thing} with stove",
+            f"{_pick(tuple(CUT.values()), rng)} {thing} with knife",
+            f"drop {thing}",
+            f"eat {thing}",
+            f"take {thing}",
+        ),
+        rng,
+    )
 
 
 def premature(scene: Scene, rng: np.random.Generator) -> str:
-    return _pick(("prepare meal", "prepare meal", "eat meal", "take knife from counter", "open fridge", "close fridge",
-                  f"eat {_pick(tuple(scene.goal), rng)}"), rng)
+    return _pick(
+        (
+            "prepare meal",
+            "prepare meal",
+            "eat meal",
+            "take knife from counter",
+            "open fridge",
+            "close fridge",
+            f"eat {_pick(tuple(scene.goal), rng)}",
+        ),
+        rng,
+    )
 
 
 def malformed(scene: Scene, rng: np.random.Generator) -> str:
@@ -122,10 +195,28 @@ def malformed(scene: Scene, rng: np.random.Generator) -> str:
     things = [*scene.place, *PLACES]
     a, b = _pick(things, rng), _pick(things, rng)
     goal = _pick(tuple(scene.goal), rng)
-    return _pick((f"take {a} {b}", f"take {goal} {scene.place.get(goal, b)}", f"{_pick(tuple(CUT.values()), rng)} {a} with {b}",
-                  f"cook {a} with {b}", f"cook {a}", f"{_pick(tuple(CUT.values()), rng)} {a}", f"open {a}", f"take {a} with {b}",
-                  f"cook {goal} from {b}", f"take {a} from {b}", f"fry {a}", f"put {a}", f"take from {b}",
-                  f"drop {a} from {b}", f"eat {a} with {b}", f"prepare {a}", f"take {a} from"), rng)
+    return _pick(
+        (
+            f"take {a} {b}",
+            f"take {goal} {scene.place.get(goal, b)}",
+            f"{_pick(tuple(CUT.values()), rng)} {a} with {b}",
+            f"cook {a} with {b}",
+            f"cook {a}",
+            f"{_pick(tuple(CUT.values()), rng)} {a}",
+            f"open {a}",
+            f"take {a} with {b}",
+            f"cook {goal} from {b}",
+            f"take {a} from {b}",
+            f"fry {a}",
+            f"put {a}",
+            f"take from {b}",
+            f"drop {a} from {b}",
+            f"eat {a} with {b}",
+            f"prepare {a}",
+            f"take {a} from",
+        ),
+        rng,
+    )
 
 
 def anything(scene: Scene, rng: np.random.Generator) -> str:

@@ -52,8 +52,9 @@ class Recorder:
         yield self.episode(env, task, "premature", _noisy(0.5, premature), branches=1, give_up=int(rng.integers(4, 12)))
         yield self.episode(env, task, "random", anything, branches=1, give_up=int(rng.integers(6, 16)))
 
-    def episode(self, env: TextWorldEnv, task: Task, name: str, act: Behaviour, branches: int, give_up: int | None,
-                draw: int = 0) -> Episode:
+    def episode(
+        self, env: TextWorldEnv, task: Task, name: str, act: Behaviour, branches: int, give_up: int | None, draw: int = 0
+    ) -> Episode:
         """One episode of ``act``; it gives up after ``give_up`` steps, and always before it would eat the meal."""
         state = state_of_text(env.reset_sync(task.id)[0])
         steps: list[Transition] = []
@@ -73,14 +74,25 @@ class Recorder:
             stop = _stop(answer.info.get("stop"))
             change = diff(state, after)
             outcome = _outcome(stop)
-            steps.append(Transition(state=state, action=action, removed=change.removed, added=change.added,
-                                    reward=answer.reward, outcome=outcome))
+            steps.append(
+                Transition(state=state, action=action, removed=change.removed, added=change.added, reward=answer.reward, outcome=outcome)
+            )
             state = after
-        return Episode(id=f"{task.id}#{name}{draw}", env=ENV, task=task, source="real", behaviour=name, seed=self.seed,
-                       transitions=tuple(steps), branches=tuple(tried), stop=stop)
+        return Episode(
+            id=f"{task.id}#{name}{draw}",
+            env=ENV,
+            task=task,
+            source="real",
+            behaviour=name,
+            seed=self.seed,
+            transitions=tuple(steps),
+            branches=tuple(tried),
+            stop=stop,
+        )
 
-    def _branches(self, env: TextWorldEnv, task: Task, prefix: list[str], scene: Scene, state: tuple[str, ...], n: int,
-                  rng: np.random.Generator) -> Iterator[Transition]:
+    def _branches(
+        self, env: TextWorldEnv, task: Task, prefix: list[str], scene: Scene, state: tuple[str, ...], n: int, rng: np.random.Generator
+    ) -> Iterator[Transition]:
         """``n`` other actions from the current state; leaves ``env`` where it was."""
         moved = False
         done: set[str] = set()
@@ -99,8 +111,7 @@ class Recorder:
             moved = after != state or stop is not None or env.at_cap
             change = diff(state, after)
             outcome = _outcome(stop)
-            yield Transition(state=state, action=action, removed=change.removed, added=change.added, reward=answer.reward,
-                             outcome=outcome)
+            yield Transition(state=state, action=action, removed=change.removed, added=change.added, reward=answer.reward, outcome=outcome)
         if done:
             self._replay(env, task, prefix)
 

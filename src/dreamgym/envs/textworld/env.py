@@ -1,8 +1,8 @@
 """The real environment: TextWorld cooking behind ``Env``, every step counted.
 
-    env = TextWorldEnv(counter=RealSteps(purpose="probe"))
-    observation, info = await env.reset(task, seed=0)       # reads the cookbook: one real step; info["instruction"]
-    step = await env.step("take red_potato from counter")
+env = TextWorldEnv(counter=RealSteps(purpose="probe"))
+observation, info = await env.reset(task, seed=0)       # reads the cookbook: one real step; info["instruction"]
+step = await env.step("take red_potato from counter")
 """
 
 import re
@@ -17,8 +17,25 @@ from dreamgym.envs.textworld.mapper import FactMapper, View, spaced
 
 ENV = "textworld"
 _WANTED = textworld.EnvInfos(facts=True, won=True, lost=True)
-_META = {"restart", "restore", "save", "quit", "q", "undo", "script", "transcript", "verbose", "brief", "superbrief", "tw-print",
-         "tw-trace-actions", "tw-extra-infos", "oops", "again", "g"}
+_META = {
+    "restart",
+    "restore",
+    "save",
+    "quit",
+    "q",
+    "undo",
+    "script",
+    "transcript",
+    "verbose",
+    "brief",
+    "superbrief",
+    "tw-print",
+    "tw-trace-actions",
+    "tw-extra-infos",
+    "oops",
+    "again",
+    "g",
+}
 """Commands of the interpreter, not of the world: they do nothing here."""
 _CHAINS = re.compile(r"[.,;:\"]|\b(then|and|both|all|everything)\b", re.IGNORECASE)
 """The interpreter would run several commands in one step, or act on several things behind its own fact tracker's back."""
@@ -42,7 +59,7 @@ def instruction_of(cookbook: str) -> str:
 
 def one_command(action: str) -> str:
     """An action as one command of the game, or "" where it is none: interpreter commands and chains do nothing."""
-    command = _SYNONYMS.sub("take ", spaced(" ".join(action.split()))[:200])
+    command = _SYNONYMS.sub("take ", spaced(" ".join(action.split()))[:160])
     words = command.lower().split()
     return "" if not words or words[0] in _META or _CHAINS.search(command) else command
 
@@ -113,5 +130,10 @@ def look_at(level: str, seed: int, panel: Panel, counter: RealSteps) -> Task:
     """The task of a game as its reset shows it (one real step); the sheet is filled later, from episodes."""
     env = TextWorldEnv(counter)
     observation, info = env.reset_sync(task_id(level, seed))
-    return Task(id=task_id(level, seed), instruction=str(info["instruction"]), first_state=tuple(observation.splitlines()),
-                panel=panel, difficulty=level)
+    return Task(
+        id=task_id(level, seed),
+        instruction=str(info["instruction"]),
+        first_state=tuple(observation.splitlines()),
+        panel=panel,
+        difficulty=level,
+    )

@@ -80,8 +80,9 @@ def content_hash(path: Path) -> str:
     """A hash of a game's content: all facts by the names of things, and with them the recipe; independent of seeds."""
     game = textworld.Game.load(str(path.with_suffix(".json")))
     names = {id_: info.name or id_ for id_, info in game.infos.items()}
-    anonymous = {v: f"ingredient-of-{names[f.arguments[0].name]}" for f in game.world.facts if f.name == "base"
-                 for v in [f.arguments[1].name]}
+    anonymous = {
+        v: f"ingredient-of-{names[f.arguments[0].name]}" for f in game.world.facts if f.name == "base" for v in [f.arguments[1].name]
+    }
 
     def called(variable: str) -> str:
         return anonymous.get(variable) or names.get(variable, variable)

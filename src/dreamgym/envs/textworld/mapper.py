@@ -62,7 +62,7 @@ class FactMapper:
 
 
 def _places(known: dict[str, str]) -> dict[str, tuple[str, str]]:
-    return {thing: (text[1:text.index("]")], text) for thing, text in known.items()}
+    return {thing: (text[1 : text.index("]")], text) for thing, text in known.items()}
 
 
 def visible_things(facts: Iterable[Fact]) -> tuple[dict[str, str], set[str]]:

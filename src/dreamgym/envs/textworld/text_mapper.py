@@ -27,12 +27,13 @@ _SPOT = "here|nearby|close by|right there by you|in (?:the|a) (?:room|corner)"
 _THINGS = r"(?P<things>(?:an?|some) [^.!?]+?)"
 _INTRODUCED = re.compile(
     rf"(?:.*\b(?:{_LEAD}) a|a|A(?=n? (?:{_STATE})))n? (?:(?P<state>{_STATE}) )?(?:[a-z]+ looking )?(?P<name>[\w '-]+?)"
-    rf"(?:, which looks [a-z ]+,)?(?: is)?(?: (?:{_SPOT}))?(?:[.!]|, so\b.*)")
+    rf"(?:, which looks [a-z ]+,)?(?: is)?(?: (?:{_SPOT}))?(?:[.!]|, so\b.*)"
+)
 _LISTED = re.compile(
     r"(?:On the .+? you (?:can )?(?:see|make out)|You see(?=.+ on the )|The .+? (?P<inside>contains))"
-    rf" {_THINGS}(?: on the .+?)?(?:, so\b.*)?[.!]")
-_BARE_TOP = re.compile(
-    r"(?:(?:a thing|anything|nothing) on (?:it|this)|the thing is empty|appears to be empty|taken everything off it)\b")
+    rf" {_THINGS}(?: on the .+?)?(?:, so\b.*)?[.!]"
+)
+_BARE_TOP = re.compile(r"(?:(?:a thing|anything|nothing) on (?:it|this)|the thing is empty|appears to be empty|taken everything off it)\b")
 _EMPTY_INSIDE = re.compile(r"The .+? is empty[,!]|Empty!")
 _TITLE = re.compile(r"-= (.+?) =-")
 _ON_FLOOR = re.compile(rf"\bThere (?:is|are) {_THINGS} on the floor\.")

@@ -1,0 +1,279 @@
+"""The grid: one cell = (level, method, seed, hash of its config and of the code that decides it), one JSON file each.
+
+    python -m benchmarks.grid easy grpo_dream 0 1 2          # cells of one method, for these seeds; finished ones are skipped
+    python -m benchmarks.grid list                           # every cell of the tables: done, stale or missing
+
+A cell runs on one thread; run two processes side by side. Experience models and warm starts are trained once per (level,
+variant, seed) under ``benchmarks/work`` and shared. Killed cells go on where they were. Methods: ``base``, ``sft``,
+``sft_all``, ``grpo_dream``, ``grpo_real``, and ``grpo_dream+no_reasoning``, ``+no_retrieval``, ``+no_sheet``.
+"""
+
+import ast
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from rich.console import Console
+
+from dreamgym.core.env import RealSteps
+from dreamgym.core.errors import DreamgymError
+from dreamgym.core.files import write_json
+from dreamgym.core.types import Episode, ResultRow, result_row
+from dreamgym.envs.textworld.adapter import TextWorldAdapter
+from dreamgym.experience.annotate import annotate
+from dreamgym.experience.model import ExperienceConfig, LocalExperienceModel
+from dreamgym.lm.fit import FitConfig
+from dreamgym.lm.local import LocalLM
+from dreamgym.pipeline.audit import audit_run
+from dreamgym.pipeline.config import Evaluation, RunConfig, config_hash
+from dreamgym.pipeline.learn import GRPORun, train_experience, warm_start
+from dreamgym.pipeline.logs import counts, load_logs, successes, tasks_of
+from dreamgym.pipeline.play import play_dream, play_real, seats_for
+from dreamgym.pipeline.results import AUDIT_KEYS, peak_rss_gib, versions
+from dreamgym.pipeline.stages import shipped, shipped_steps
+from dreamgym.replay.buffer import ReplayBuffer
+from dreamgym.rl.grpo import GRPOConfig
+from dreamgym.rl.policy import Policy
+
+HERE = Path(__file__).parent
+WORK, CELLS = HERE / "work", HERE / "results" / "cells"
+SOURCE = HERE.parent / "src" / "dreamgym"
+DECIDES = (
+    "core/state.py",
+    "core/grammar.py",
+    "core/seeding.py",
+    "core/lockstep.py",
+    "lm/*.py",
+    "replay/*.py",
+    "experience/*.py",
+    "dream.py",
+    "rl/*.py",
+    "curriculum/*.py",
+    "envs/textworld/*.py",
+    "pipeline/learn.py",
+    "pipeline/play.py",
+    "pipeline/audit.py",
+)
+"""Modules whose code decides a cell; docstrings and comments do not count."""
+
+VARIANTS = {"full": {}, "no_reasoning": {"reasoning": False}, "no_retrieval": {"k": 0}, "no_sheet": {"sheet": False}}
+EXPERIENCE = {"easy": {"epochs": 3.0, "learning_rate": 1e-3}, "standard": {"epochs": 3.0, "learning_rate": 1e-3}}
+SFT = {"epochs": 20.0, "rows": 4, "learning_rate": 1e-3}
+GRPO = {"easy": {"iterations": 50, "learning_rate": 1e-4}, "standard": {"iterations": 80, "learning_rate": 1e-4}}
+PROBE = {"every": 10, "games": 100}
+TEST_GAMES = 150
+METHODS = ("sft", "sft_all", "grpo_real", "grpo_dream", *(f"grpo_dream+{v}" for v in VARIANTS if v != "full"))
+LEVELS = ("easy", "standard")
+SEEDS = (0, 1, 2)
+console = Console(highlight=False)
+
+
+def code_hash() -> str:
+    """Of the deciding modules and of the shipped data, without docstrings."""
+    digest = hashlib.blake2b(digest_size=5)
+    for pattern in DECIDES:
+        for path in sorted(SOURCE.glob(pattern)):
+            tree = ast.parse(path.read_text())
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                    node.body = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))] or [
+                        ast.Pass()
+                    ]
+            digest.update(ast.dump(tree).encode())
+    for data in ("panels.json", "logs-easy.jsonl.xz", "logs-standard.jsonl.xz", "base/model.safetensors"):
+        digest.update((SOURCE / "data" / data).read_bytes())
+    return digest.hexdigest()
+
+
+def cell_config(level: str, method: str) -> dict[str, object]:
+    """All that a cell depends on beside its seed."""
+    config: dict[str, object] = {"level": level, "method": method, "sft": SFT, "test_games": TEST_GAMES, "code": code_hash()}
+    if method.startswith("grpo"):
+        config |= {"grpo": GRPO[level], "probe": PROBE}
+    if method.startswith("grpo_dream"):
+        config |= {"experience": EXPERIENCE[level], "variant": VARIANTS[variant_of(method)]}
+    return config
+
+
+def variant_of(method: str) -> str:
+    return method.partition("+")[2] or "full"
+
+
+def cell_path(level: str, method: str, seed: int) -> Path:
+    return CELLS / f"{level}-{method}-s{seed}-{config_hash(cell_config(level, method))}.json"
+
+
+def stale_cells(level: str, method: str, seed: int) -> list[Path]:
+    """Files of this cell with another hash."""
+    return [p for p in CELLS.glob(f"{level}-{method}-s{seed}-*.json") if p != cell_path(level, method, seed)]
+
+
+class Cell:
+    """One training and its evaluation."""
+
+    def __init__(self, level: str, method: str, seed: int) -> None:
+        self.level, self.method, self.seed = level, method, seed
+        self.adapter = TextWorldAdapter(level)
+        self.logs = load_logs([shipped(f"logs-{level}.jsonl.xz")])
+        self.tasks = tasks_of(self.logs)
+        self.counter = RealSteps()
+        self.start = time.perf_counter()
+
+    def run(self) -> None:
+        path = cell_path(self.level, self.method, self.seed)
+        if path.exists():
+            console.print(f"{path.name}: done before")
+            return
+        console.print(f"[bold]{self.level} {self.method} seed {self.seed}[/bold]")
+        updates, model, episodes = 0, None, []
+        if self.method == "base":
+            policy = LocalLM.load(shipped("base"))
+        elif self.method in ("sft", "sft_all"):
+            policy = LocalLM.load(self.warm())
+        else:
+            policy, updates, model = self.grpo()
+        train_s = time.perf_counter() - self.start
+        actor = Policy(policy, 0.4)
+        test = self.adapter.tasks("test", TEST_GAMES)
+        episodes = [r.episode for r in play_real(actor, self.adapter, seats_for(test, self.seed), self.counter, "test", self.method)]
+        rows = [result_row(e) for e in episodes]
+        audit: dict[str, object] = {}
+        if model is not None:
+            rows += self.dream_rows(actor, model, episodes)
+            audit, _ = audit_run(
+                RunConfig(env=f"textworld/{self.level}", seed=self.seed, evaluation=Evaluation(games=TEST_GAMES)),
+                self.adapter,
+                model,
+                self.logs,
+                {"sft": LocalLM.load(self.warm()), "policy": policy},
+            )
+            write_json(WORK / f"{path.stem}-audit.json", audit)
+        self.write(path, rows, updates, train_s, audit)
+
+    def write(self, path: Path, rows: list[ResultRow], updates: int, train_s: float, audit: dict[str, object]) -> None:
+        kept = {k: v for k, v in audit.items() if k != "errors"}
+        steps = self.counter.counts
+        write_json(
+            path,
+            {
+                "level": self.level,
+                "method": self.method,
+                "seed": self.seed,
+                "config_hash": path.stem.rsplit("-", 1)[1],
+                "config": cell_config(self.level, self.method),
+                "commit": commit(),
+                "versions": versions(),
+                "real_steps": {"logs": shipped_steps(self.level), "rl": steps.get("rl", 0), "probe": steps.get("probe", 0)},
+                "logs": counts(self.logs),
+                "updates": updates,
+                "wall_s": round(time.perf_counter() - self.start, 1),
+                "train_s": round(train_s, 1),
+                "peak_rss_gib": round(peak_rss_gib(), 2),
+                "audit": kept,
+                "rows": [r.model_dump(mode="json") for r in rows],
+            },
+        )
+        real = [bool(r.success) for r in rows if r.source == "real"]
+        console.print(f"{path.name}: real {sum(real) / len(real):.3f} { ({k: kept[k] for k in AUDIT_KEYS if k in kept}) }")
+
+    def warm(self) -> Path:
+        """The warm start of this seed: limited demonstrations, or every success for ``sft_all``."""
+        name = "sft_all" if self.method == "sft_all" else "sft"
+        folder = WORK / f"{self.level}-{name}-s{self.seed}-{config_hash({'sft': SFT, 'code': code_hash()})}"
+        if not (folder / "config.json").exists():
+            won = successes(self.logs)
+            demos = won if name == "sft_all" else [e for e in won if e.behaviour == "expert"]
+            warm_start(shipped("base"), demos, FitConfig(**SFT, seed=self.seed), folder)
+        return folder
+
+    def experience(self) -> tuple[LocalExperienceModel, ReplayBuffer]:
+        """The experience model of this level and variant; one for all seeds."""
+        variant = variant_of(self.method)
+        prompt = ExperienceConfig(same_task=True, **VARIANTS[variant])
+        folder = WORK / f"{self.level}-experience-{variant}-{config_hash({'fit': EXPERIENCE[self.level], 'code': code_hash()})}"
+        if not (folder / "config.json").exists():
+            annotated = list(annotate(self.logs, self.adapter.teacher))
+            train_experience(
+                shipped("base"),
+                annotated,
+                self.tasks,
+                prompt,
+                FitConfig(**EXPERIENCE[self.level]),
+                folder,
+                lambda done, total, loss: console.print(f"experience {done}/{total} loss {loss:.4f}"),
+            )
+        buffer = ReplayBuffer()
+        if prompt.k:
+            buffer.add(self.logs)
+        return LocalExperienceModel(LocalLM.load(folder), prompt, buffer.snapshot()), buffer
+
+    def grpo(self) -> tuple[LocalLM, int, LocalExperienceModel | None]:
+        """GRPO in the dream or for real; the model returned is fresh: frozen buffer of logs, own task excluded."""
+        dreaming = self.method.startswith("grpo_dream")
+        model, buffer = self.experience() if dreaming else (None, None)
+        config = GRPOConfig(**GRPO[self.level], seed=self.seed)
+        run = GRPORun(
+            self.warm(),
+            config,
+            self.tasks,
+            self.adapter,
+            WORK / cell_path(self.level, self.method, self.seed).stem,
+            model,
+            buffer,
+            self.counter,
+        )
+        policy = run.run(
+            lambda m: console.print({k: round(v, 3) for k, v in m.items()}), self.adapter.tasks("probe", PROBE["games"]), PROBE["every"]
+        )
+        if model is None:
+            return policy, run.iteration * config.passes * config.updates, None
+        frozen = ReplayBuffer()
+        if model.config.k:
+            frozen.add(self.logs)
+        judge = LocalExperienceModel(model.lm, model.config.model_copy(update={"same_task": False}), frozen.snapshot())
+        return policy, run.iteration * config.passes * config.updates, judge
+
+    def dream_rows(self, actor: Policy, model: LocalExperienceModel, real: list[Episode]) -> list[ResultRow]:
+        """The same policy on the same test games in the dream, for the gap between dream and reality."""
+        played = play_dream(actor, model, self.adapter.cap, seats_for(list(tasks_of(real).values()), self.seed))
+        return [result_row(r.episode) for r in played]
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def listing() -> None:
+    for level in LEVELS:
+        for method in METHODS:
+            for seed in SEEDS:
+                path = cell_path(level, method, seed)
+                state = "done" if path.exists() else "stale" if stale_cells(level, method, seed) else "missing"
+                console.print(f"{state:8}{level} {method} seed {seed}")
+
+
+def main(words: list[str]) -> None:
+    if words == ["list"]:
+        return listing()
+    if len(words) < 3 or words[0] not in LEVELS or words[1] not in (*METHODS, "base"):
+        sys.exit(__doc__)
+    import torch
+    import transformers
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    transformers.utils.logging.disable_progress_bar()
+    for seed in map(int, words[2:]):
+        Cell(words[0], words[1], seed).run()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except DreamgymError as e:
+        sys.exit(f"error: {e}")

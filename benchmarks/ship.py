@@ -1,0 +1,92 @@
+"""Makes the data files that come with the package. Order: panels, logs of both levels, base, agent of both levels.
+
+    python -m dreamgym.envs.textworld.panels src/dreamgym/data/panels.json     # 45 minutes on one core
+    python -m benchmarks.ship logs easy        # 620 games, about 20 minutes on one core; logs standard: 25 minutes
+    python -m benchmarks.ship base             # the tiny language model of both levels' logs
+    python -m benchmarks.ship agent easy       # a weak policy's own episodes, appended to the logs
+
+The base language model has not read the agent's own episodes: they were played by a policy that was fine-tuned from it.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from dreamgym.core.env import RealSteps
+from dreamgym.core.files import read_json, write_episodes, write_json
+from dreamgym.core.types import Episode
+from dreamgym.envs.textworld.adapter import TextWorldAdapter
+from dreamgym.lm.fit import FitConfig
+from dreamgym.lm.local import LocalLM
+from dreamgym.pipeline.learn import train_base, warm_start
+from dreamgym.pipeline.logs import counts, load_logs, tasks_of
+from dreamgym.pipeline.play import play_real, seats_for
+from dreamgym.rl.policy import Policy
+
+DATA = Path(__file__).parents[1] / "src" / "dreamgym" / "data"
+WORK = Path(__file__).parent / "work"
+BASE_EPOCHS = 5
+AGENT_DEMONSTRATIONS = {"easy": 6, "standard": 40}
+"""Few enough for a weak agent: its own episodes are nearly all failures."""
+AGENT_GAMES = 300
+console = Console(highlight=False)
+
+
+def logs_path(level: str) -> Path:
+    return DATA / f"logs-{level}.jsonl.xz"
+
+
+def write_logs(level: str, episodes: list[Episode], real_steps: int) -> None:
+    """The shipped file and its entry in ``logs.json``: real steps of recording, re-played prefixes included."""
+    write_episodes(logs_path(level), episodes)
+    meta_path = DATA / "logs.json"
+    meta = read_json(meta_path) if meta_path.exists() else {}
+    meta[level] = {"real_steps": real_steps, "episodes": len(episodes), "counts": counts(episodes)}
+    write_json(meta_path, meta)
+    console.print(f"{logs_path(level).name}: {meta[level]}, {logs_path(level).stat().st_size / 2**20:.2f} MiB")
+
+
+def logs(level: str) -> None:
+    counter = RealSteps()
+    write_logs(level, list(TextWorldAdapter(level).collect(counter, 620, 0)), counter.total)
+
+
+def base() -> None:
+    torch.set_num_threads(2)
+    episodes = [e for level in ("easy", "standard") for e in load_logs([logs_path(level)]) if e.behaviour != "agent"]
+    lm = train_base(
+        episodes,
+        tasks_of(episodes),
+        FitConfig(epochs=BASE_EPOCHS, learning_rate=2e-3),
+        WORK / "base",
+        lambda done, total, loss: console.print(f"{done}/{total} loss {loss:.4f}"),
+    )
+    lm.save(DATA / "base")
+
+
+def agent(level: str) -> None:
+    adapter = TextWorldAdapter(level)
+    episodes = [e for e in load_logs([logs_path(level)]) if e.behaviour != "agent"]
+    demos = [e for e in episodes if e.behaviour == "expert"][: AGENT_DEMONSTRATIONS[level]]
+    weak = warm_start(DATA / "base", demos, FitConfig(epochs=10, rows=4, learning_rate=1e-3), WORK / f"weak-{level}")
+    tasks = adapter.tasks("train", AGENT_GAMES)
+    counter = RealSteps()
+    played = play_real(Policy(LocalLM(weak.model, weak.tokenizer), 1.0), adapter, seats_for(tasks, 0), counter, "logs", "agent")
+    own = [r.episode.model_copy(update={"id": f"{r.episode.task.id}#agent0"}) for r in played if r.episode.valid]
+    before = read_json(DATA / "logs.json")[level]
+    assert isinstance(before, dict)
+    write_logs(level, episodes + own, int(before["real_steps"]) + counter.total)
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["logs", level]:
+            logs(level)
+        case ["base"]:
+            base()
+        case ["agent", level]:
+            agent(level)
+        case _:
+            sys.exit(__doc__)

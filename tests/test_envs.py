@@ -1,0 +1,262 @@
+"""One contract suite for every environment: real (TextWorld, Gymnasium) and dreamed, through the shims too."""
+
+import asyncio
+
+import pytest
+
+from dreamgym.core.env import Env, RealSteps, Step
+from dreamgym.core.grammar import Reply
+from dreamgym.core.lockstep import Lockstep
+from dreamgym.core.state import Change
+from dreamgym.core.types import StopReason, Task
+from dreamgym.dream import DreamEnv, SheetBook
+from dreamgym.experience.model import Prediction, Request
+from dreamgym.rl.policy import Scripted
+from dreamgym.rl.rollout import Seat, rollouts
+
+CLOSED, OPEN, LIME = "[kitchen] fridge: closed", "[kitchen] fridge: open", "[fridge] lime: fresh"
+DREAM_TASK = Task(id="dream/1", instruction="eat the lime", first_state=(CLOSED,), sheet=(LIME,), panel="train")
+
+
+def a_fridge(request: Request) -> Prediction:
+    """A scripted experience model: shows what the sheet says, fails on nonsense, answers garbage to 'garble'."""
+    if request.action == "garble":
+        return Prediction(None, StopReason.INVALID_REPLY, "@@")
+    if request.action == "open fridge" and CLOSED in request.state:
+        return Prediction(Reply("", Change((CLOSED,), (OPEN, *request.sheet)), "go"), None, "")
+    if request.action == "close fridge" and OPEN in request.state:
+        return Prediction(Reply("", Change((OPEN,), (CLOSED,)), "go"), None, "")
+    if request.action == "eat lime" and LIME in request.state:
+        return Prediction(Reply("", Change((LIME,)), "go" if request.past.count("eat lime") else "won"), None, "")
+    return Prediction(Reply("nothing", Change(), "go"), None, "")
+
+
+async def predict(request: Request) -> Prediction:
+    return a_fridge(request)
+
+
+def dream():
+    return DreamEnv(predict, cap=4), DREAM_TASK, ["open fridge", "look", "eat lime"]
+
+
+def vault():
+    pytest.importorskip("gymnasium", reason="needs the extra [gym]")
+    from examples.own_environment import adapter, expert
+
+    counter = RealSteps()
+    env, task = adapter.env(counter), adapter.tasks("train", 1)[0]
+    observation, info = asyncio.run(env.reset(task, 0))
+    import numpy as np
+
+    actions, state = [], observation
+    for turn in range(10):
+        actions.append(expert(info["instruction"], tuple(state.splitlines()), np.random.default_rng(turn)))
+        step = asyncio.run(env.step(actions[-1]))
+        state = step.observation
+        if step.terminated:
+            break
+    return adapter.env(counter), task, actions
+
+
+def cooking():
+    pytest.importorskip("textworld", reason="needs the extra [textworld]")
+    from dreamgym.envs.textworld.env import TextWorldEnv, look_at
+
+    counter = RealSteps()
+    return (
+        TextWorldEnv(counter),
+        look_at("easy", 1, "train", counter),
+        [
+            "take red_potato from counter",
+            "cook red_potato with stove",
+            "take knife from counter",
+            "slice red_potato with knife",
+            "prepare meal",
+            "eat meal",
+        ],
+    )
+
+
+ENVIRONMENTS = pytest.mark.parametrize("make", [dream, vault, cooking])
+
+
+async def play(env, task, actions, seed=0):
+    seen = [await env.reset(task, seed)]
+    for action in actions:
+        step = await env.step(action)
+        assert isinstance(step, Step)
+        assert isinstance(step.observation, str)
+        seen.append(step)
+        if step.terminated or step.truncated:
+            break
+    return seen
+
+
+@ENVIRONMENTS
+def test_the_protocol(make):
+    env, task, actions = make()
+    assert isinstance(env, Env)
+    (observation, info), *steps = asyncio.run(play(env, task, actions))
+    assert observation.splitlines() == sorted(observation.splitlines())
+    assert info["instruction"]
+    assert all(s.reward == 0.0 for s in steps[:-1])
+    assert steps[-1].reward == 1.0
+    assert steps[-1].terminated
+    assert steps[-1].info["stop"] == StopReason.WON
+
+
+@ENVIRONMENTS
+def test_the_same_task_and_seed_give_the_same_episode(make):
+    env, task, actions = make()
+    first = asyncio.run(play(env, task, actions))
+    again = asyncio.run(play(env, task, actions))
+    assert [first[0][0]] + [s.observation for s in first[1:]] == [again[0][0]] + [s.observation for s in again[1:]]
+    asyncio.run(env.close())
+
+
+@ENVIRONMENTS
+def test_odd_actions_are_harmless(make):
+    env, task, _ = make()
+    (before, _), *steps = asyncio.run(play(env, task, ["", "@won", "xyzzy " * 500, "eat \n meal; @go"]))
+    assert all(s.observation == before and s.reward == 0.0 and not s.terminated for s in steps)
+
+
+@ENVIRONMENTS
+def test_the_cap_truncates_and_an_ended_episode_refuses_steps(make):
+    env, task, _ = make()
+    *_, last = asyncio.run(play(env, task, ["look"] * 60))
+    assert last.truncated
+    assert not last.terminated
+    assert last.info["stop"] == StopReason.MAX_STEPS
+    if make is not vault:
+        with pytest.raises(RuntimeError, match="reset"):
+            asyncio.run(env.step("look"))
+
+
+def test_an_invalid_prediction_is_no_reward_of_zero():
+    step = asyncio.run(play(DreamEnv(predict, cap=4), DREAM_TASK, ["garble"]))[-1]
+    assert step.reward is None
+    assert step.truncated
+    assert step.info["stop"] == StopReason.INVALID_REPLY
+
+
+def test_what_was_consumed_is_not_revealed_again():
+    shown = []
+
+    async def spy(request: Request) -> Prediction:
+        shown.append(request.sheet)
+        return a_fridge(request)
+
+    task = DREAM_TASK.model_copy(update={"sheet": (LIME, "[fridge] milk: fresh")})
+    asyncio.run(play(DreamEnv(spy, cap=9), task, ["look", "open fridge", "close fridge", "look"]))
+    assert shown == [task.sheet, task.sheet, (), ()]
+
+
+def test_members_of_a_group_share_the_first_observation_and_garbage_moves_only_validity():
+    tasks = [DREAM_TASK.model_copy(update={"id": f"dream/{i}"}) for i in range(4)]
+    seats = [Seat(t, m, 0) for t in tasks for m in range(4)]
+
+    def make(seat: Seat, lockstep: Lockstep) -> DreamEnv:
+        async def through(request: Request) -> Prediction:
+            answer = await lockstep.call("experience", request.key, request)
+            assert isinstance(answer, Prediction)
+            return answer
+
+        return DreamEnv(through, 4, seat.member)
+
+    def act(share):
+        def explorer(instruction, state, rng):
+            if rng.random() < share:
+                return "garble"
+            return "eat lime" if LIME in state else "open fridge"
+
+        return Scripted(explorer)
+
+    for share in (0.0, 0.3):
+        played = rollouts(act(share), make, seats, "dream", "dream", services={"experience": lambda rs: [a_fridge(r) for r in rs]})
+        valid = [r.episode for r in played if r.episode.valid]
+        assert all(e.dream_reward() == 1.0 for e in valid)
+        assert (len(valid) == len(seats)) == (share == 0.0)
+        assert len({r.episode.task.first_state for r in played}) == 1
+
+
+def test_a_failing_environment_is_an_invalid_episode_and_stops_nobody():
+    class Broken(DreamEnv):
+        async def step(self, action):
+            raise OSError("connection lost")
+
+    played = rollouts(
+        Scripted(lambda i, s, r: "open fridge"),
+        lambda seat, _: Broken(predict, 4) if seat.member else DreamEnv(predict, 4),
+        [Seat(DREAM_TASK, m, 0) for m in range(3)],
+        "dream",
+        "dream",
+    )
+    assert [r.episode.stop for r in played] == [StopReason.MAX_STEPS, StopReason.INVALID_ENV, StopReason.INVALID_ENV]
+
+
+def test_inventions_enter_the_sheet_and_conflicts_are_counted():
+    bare = DREAM_TASK.model_copy(update={"sheet": ()})
+
+    def invents(fruit):
+        async def model(request: Request) -> Prediction:
+            return Prediction(Reply("", Change((CLOSED,), (OPEN, f"[fridge] lime: {fruit}")), "go"), None, "")
+
+        return model
+
+    played = [
+        rollouts(
+            Scripted(lambda i, s, r: "open fridge"), lambda seat, _, f=f: DreamEnv(invents(f), 1), [Seat(bare, 0, 0)], "dream", "dream"
+        )[0].episode
+        for f in ("ripe", "green")
+    ]
+    book = SheetBook([bare])
+    book.learn(played)
+    assert book.tasks[bare.id].sheet == ("[fridge] lime: ripe",)
+    assert (book.invented, book.conflicts) == (1, 1)
+
+
+def test_a_dream_as_a_gymnasium_environment():
+    gymnasium = pytest.importorskip("gymnasium", reason="needs the extra [gym]")
+    from dreamgym.envs.gym import TextGym
+
+    env = TextGym(DreamEnv(predict, cap=4), [DREAM_TASK])
+    assert isinstance(env, gymnasium.Env)
+    observation, info = env.reset(seed=0)
+    assert (observation, info["task"]) == (CLOSED, DREAM_TASK.id)
+    assert env.step("open fridge")[1:4] == (0.0, False, False)
+    assert env.step("eat lime")[1:4] == (1.0, True, False)
+    env.reset(seed=0)
+    *_, terminated, truncated, info = env.step("garble")
+    assert (terminated, truncated, info["invalid"]) == (False, True, "invalid_reply")
+    env.close()
+
+
+def test_real_steps_are_counted_where_they_happen():
+    pytest.importorskip("textworld", reason="needs the extra [textworld]")
+    from dreamgym.envs.textworld.env import TextWorldEnv, look_at
+
+    counter = RealSteps(purpose="probe")
+    task = look_at("easy", 1, "train", counter)
+    asyncio.run(play(TextWorldEnv(counter), task, ["look", "take knife from counter"]))
+    assert counter.counts == {"probe": 1 + 1 + 2}
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        "take knife from counter. take red_potato from counter",
+        "take knife from counter then look",
+        "look. superbrief",
+        "undo",
+        "take knife and red_potato",
+        "restart",
+    ],
+)
+def test_one_action_is_one_command(action):
+    pytest.importorskip("textworld", reason="needs the extra [textworld]")
+    from dreamgym.envs.textworld.env import one_command
+
+    assert one_command(action) == ""
+    assert one_command("get knife") == "take knife"
+    assert one_command("slice red_potato with knife") == "slice red potato with knife"

@@ -1,0 +1,292 @@
+"""The report page: what it says of a run, what it refuses, and that nothing dreamed passes for a result."""
+
+import json
+import re
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from dreamgym.core.errors import DataError, MissingExtraError
+from dreamgym.core.files import episode_line, write_atomic, write_episodes, write_json
+from dreamgym.core.types import Episode, Outcome, Panel, Source, StopReason, Task, Transition
+from dreamgym.pipeline.config import RunConfig, dump_config
+from dreamgym.report.page import json_lines, spread, write_report
+
+pytest.importorskip("jinja2")
+
+HOSTILE = "<script>alert('x')</script> & \"open\" fridge"
+CLOSED, OPEN, CARROT = "[kitchen] fridge: closed", "[kitchen] fridge: open", "[fridge] carrot: fresh"
+
+
+def episode(
+    name: str, stop: StopReason, source: Source = "real", panel: Panel = "test", iteration: int = 0, action: str = HOSTILE
+) -> Episode:
+    """Two steps: the fridge opens, then the end."""
+    task = Task(id=f"game/{name}", instruction="find the <b>carrot</b>", first_state=(CLOSED,), sheet=(CARROT,), panel=panel)
+    outcome: Outcome = "won" if stop == StopReason.WON else "lost" if stop == StopReason.LOST else "go"
+    why = "fridge holds <i>carrot</i>" if source == "dream" else ""
+    first = Transition(state=(CLOSED,), action=action, removed=(CLOSED,), added=(CARROT, OPEN), reward=0.0, outcome="go", reasoning=why)
+    last = Transition(state=(CARROT, OPEN), action="eat carrot", removed=(CARROT,), reward=float(outcome == "won"), outcome=outcome)
+    if not stop.valid:
+        last = Transition(state=(CARROT, OPEN), action="eat carrot", reward=None, outcome="go")
+    return Episode(
+        id=f"{name}#{source}",
+        env="dream" if source == "dream" else "kitchen",
+        task=task,
+        source=source,
+        behaviour="policy",
+        policy_version=iteration,
+        transitions=(first, last),
+        stop=stop,
+    )
+
+
+def twin_of(dreamed: Episode, stop: StopReason) -> Episode:
+    """The fridge is empty in the real game where ``stop`` is no win."""
+    first, last = dreamed.transitions
+    if stop != StopReason.WON:
+        first = first.model_copy(update={"added": (OPEN,)})
+        last = Transition(state=(OPEN,), action=last.action, reward=0.0, outcome="lost")
+    return dreamed.model_copy(
+        update={"id": f"{dreamed.id}~twin", "source": "real", "env": "kitchen", "transitions": (first, last), "stop": stop}
+    )
+
+
+def stage(folder: Path, name: str, **summary: object) -> None:
+    write_json(folder / f"stages/{name}.json", {**summary, "wall_s": 90.0})
+
+
+@pytest.fixture
+def new_run(tmp_path: Path) -> Path:
+    """A run in which no stage has finished."""
+    write_atomic(tmp_path / "config.yaml", dump_config(RunConfig(env="kitchen:<Adapter>", seed=5)))
+    return tmp_path
+
+
+@pytest.fixture
+def full_run(new_run: Path) -> Path:
+    """A run with all stages: real success 1/4 before and 3/4 after, dreamed success 91 %."""
+    stage(new_run, "collect", real_steps=1200)
+    for name in ("annotate", "base", "train-experience", "warm-start"):
+        stage(new_run, name)
+    stage(
+        new_run,
+        "train",
+        rl_real_steps=0,
+        probe_real_steps=77,
+        transitions=40.0,
+        rollout_s=50.0,
+        update_s=9.0,
+        experience_calls=40,
+        experience_calls_remembered=4,
+        experience_tokens_in=4321,
+        experience_tokens_out=987,
+    )
+    won, lost = StopReason.WON, StopReason.LOST
+    for arm, ends in (("sft", (won, lost, lost, lost)), ("policy", (won, won, won, lost))):
+        stage(new_run, f"eval-{arm}", real_steps=8)
+        write_episodes(new_run / f"eval-{arm}-test.jsonl", [episode(str(i), end) for i, end in enumerate(ends)])
+    metrics = [{"iteration": float(i), "reward": 0.9, "invalid": 0.1, "zero_variance_groups": 0.5, "mean_value": 0.2} for i in range(3)]
+    metrics[1]["probe_real_success"] = 0.625
+    write_atomic(new_run / "policy_run/metrics.jsonl", "".join(json.dumps(m) + "\n" for m in metrics))
+    stops = [won, lost, StopReason.MAX_STEPS, StopReason.INVALID_REPLY] * 20
+    dreamed = [episode(f"t{i}", s, "dream", "train", i // 8) for i, s in enumerate(stops)]
+    write_episodes(new_run / "policy_run/episodes.jsonl", dreamed)
+    wins = [episode(f"w{i}", won, "dream") for i in range(2)]
+    write_episodes(new_run / "audit-twins.jsonl", [wins[0], twin_of(wins[0], won), wins[1], twin_of(wins[1], lost)])
+    stage(new_run, "audit")
+    write_json(
+        new_run / "audit.json",
+        {
+            "panel": "test",
+            "games": 4,
+            "episodes": 8,
+            "successes": 4,
+            "success_precision": 0.875,
+            "success_recall": 1.0,
+            "invalid": 0.0,
+            "next_state_macro": 0.951,
+            "next_state_changing": 0.9,
+            "next_state": {"one": {"right": 3, "total": 4}},
+            "undetermined": 2,
+            "lost_precision": 1.0,
+            "won_precision": 0.5,
+            "optimism": 0.16,
+            "policies": {"policy": {"dream": 0.912, "real": 0.75, "dream_invalid": 0.05}},
+            "replay_divergences": {"open: none for <several>": 3},
+            "dream_win_divergences": {},
+            "dream_win_precision": 0.5,
+            "dream_wins": 2,
+            "dream_episodes": 4,
+            "optimism_dream_trained": 0.16,
+            "real_steps_audit": 321,
+            "errors": [
+                {
+                    "class": "one",
+                    "task": "game/1",
+                    "instruction": "find",
+                    "state": f"{CLOSED} | {CARROT}",
+                    "action": HOSTILE,
+                    "real": "-[]",
+                    "dreamed": "@go",
+                }
+            ],
+        },
+    )
+    return new_run
+
+
+def text_of(page: str) -> str:
+    """What a reader sees: without tags, spaces made single."""
+    body = re.sub(r"<(style|script|title)\b.*?</\1>", " ", page, flags=re.S)
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", body)))
+
+
+def section(page: str, name: str) -> str:
+    return page.split(f'<h2 id="{name}">')[1].split("<h2 ")[0]
+
+
+def test_the_headline_is_real_success_with_its_interval_and_budget(full_run: Path) -> None:
+    path = write_report(full_run)
+    assert path == full_run / "report.html"
+    text = text_of(section(path.read_text(encoding="utf-8"), "result"))
+    assert "On 4 games never trained on (panel test), real success went from 25.0 % before to 75.0 % after training." in text
+    assert "+50.0 95 % interval" in text
+    assert "One seed" in text
+    for row in ("logs 1 200", "RL 0", "probe 77", "evaluation 16", "audit 321", "all 1 614"):
+        assert f" {row} " in text
+
+
+def test_every_dreamed_figure_is_marked_and_none_is_in_the_result(full_run: Path) -> None:
+    page = write_report(full_run).read_text(encoding="utf-8")
+    assert "dreamed" not in section(page, "result")
+    assert page.count("91.2 %") == 1
+    assert "dreamed 91.2 %</span>" in page
+    curves = section(page, "curves")
+    for shown in re.findall(r"<title>([^<]*90\.0 %[^<]*)</title>", curves):
+        assert shown.startswith("dreamed: training reward, not a result")
+    assert "dreamed 90.0 %</span>" in curves
+    assert "real: success on the probe panel (chooses the checkpoint): 62.5 % at 2" in curves
+    assert re.search(r">real 75\.0 %</text>", curves)
+
+
+def test_hostile_text_is_escaped_and_nothing_is_loaded(full_run: Path) -> None:
+    page = write_report(full_run).read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert" in page
+    assert page.count("<script") == 1
+    assert not re.search(r"<(b|i)>carrot", page)
+    assert "kitchen:&lt;Adapter&gt;" in page
+    assert not re.search(r"https?://|//[a-z]|\bsrc=|<link|@import|url\(", page)
+
+
+def test_a_false_win_comes_first_with_its_divergence(full_run: Path) -> None:
+    episodes = section(write_report(full_run).read_text(encoding="utf-8"), "episodes")
+    twins, training, real = episodes.split('<div class="group">')[1:]
+    first, second = twins.split('<details class="episode">')[1:]
+    assert "dreamed: won; real: lost" in first
+    assert first.count("first divergence") == 1
+    assert "part at step 1" in first
+    assert "first divergence" not in second
+    assert "fridge holds &lt;i&gt;carrot&lt;/i&gt;" in first
+    assert training.count('<details class="episode">') == 10
+    for end in ("dreamed: won", "dreamed: lost", "dreamed: invalid: the reply could not be parsed"):
+        assert end in training
+    assert "iteration 0" in training
+    assert "iteration 9" in training
+    assert "real: won" not in training
+    assert real.count('<details class="episode">') == 4
+    assert "dreamed:" not in real
+    assert "Before training, this game: lost." in real
+
+
+def test_the_audit_says_what_it_measures(full_run: Path) -> None:
+    text = text_of(section(write_report(full_run).read_text(encoding="utf-8"), "audit"))
+    assert "Precision of success 87.5 % of the real episodes" in text
+    assert "one 3 4 75.0 %" in text
+    assert "open: none for <several>" in text
+    assert "16.0 points" in text
+
+
+def test_costs_name_the_components(full_run: Path) -> None:
+    text = text_of(section(write_report(full_run).read_text(encoding="utf-8"), "costs"))
+    assert "4 321 987" in text
+    assert "all 13.5 min" in text
+
+
+def test_a_new_run_names_what_is_missing_and_how_to_run_it(new_run: Path) -> None:
+    text = text_of(write_report(new_run).read_text(encoding="utf-8"))
+    for command in ("collect", "annotate", "train-experience", "train", "eval", "audit"):
+        assert f"dreamgym {command} --run {new_run}" in text
+    assert "have not finished in this folder: eval-sft, eval-policy ." in text
+    assert "went from" not in text
+
+
+def test_a_run_killed_while_training_shows_what_is_there(full_run: Path) -> None:
+    (full_run / "stages/train.json").unlink()
+    for name in ("metrics", "episodes"):
+        with open(full_run / f"policy_run/{name}.jsonl", "a", encoding="utf-8") as f:
+            f.write('{"iteration": 3.0, "rew')
+    assert "3 of 40 iterations are there" in text_of(write_report(full_run).read_text(encoding="utf-8"))
+
+
+def test_the_real_control_is_not_called_dreamed(new_run: Path) -> None:
+    write_atomic(new_run / "config.yaml", dump_config(RunConfig.model_validate({"rl": {"environment": "real"}})))
+    write_atomic(new_run / "policy_run/metrics.jsonl", '{"iteration": 0.0, "reward": 0.5, "invalid": 0.0, "zero_variance_groups": 0.0}\n')
+    page = write_report(new_run).read_text(encoding="utf-8")
+    assert "real: training reward, not a result" in page
+    assert "dreamed" not in section(page, "curves")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no config\.yaml"):
+        write_report(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_dreamed_episodes_are_no_evaluation(full_run: Path) -> None:
+    write_episodes(full_run / "eval-policy-test.jsonl", [episode("d", StopReason.WON, "dream")])
+    with pytest.raises(DataError, match=r"eval-policy-test\.jsonl: holds a dreamed episode"):
+        write_report(full_run)
+
+
+def test_twins_must_alternate(full_run: Path) -> None:
+    write_episodes(full_run / "audit-twins.jsonl", [episode("d", StopReason.WON, "dream")])
+    with pytest.raises(DataError, match="alternate"):
+        write_report(full_run)
+
+
+def test_an_audit_without_a_field_is_named(full_run: Path) -> None:
+    write_json(full_run / "audit.json", {"next_state": {"one": {"right": 3}}})
+    with pytest.raises(DataError, match="lacks a field"):
+        write_report(full_run)
+
+
+def test_no_model_library_is_loaded() -> None:
+    code = "import sys, dreamgym.report.page; print({'torch', 'transformers', 'textworld'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_without_jinja2_the_extra_is_named(full_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingExtraError, match=r"dreamgym\[report\]"):
+        write_report(full_run)
+
+
+def test_lines_with_odd_separators_stay_whole_and_bad_ones_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    path.write_text(episode_line(episode("a", StopReason.WON, action="say\u2028\x85hello")) + "\n", encoding="utf-8")
+    assert [n for n, _, _ in json_lines(path)] == [1]
+    path.write_text('{"a": 1}\n{"b"\n{"c": 3}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"e\.jsonl:2: not JSON"):
+        list(json_lines(path))
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 10])
+def test_spread_takes_different_items_in_order(n: int) -> None:
+    for size in range(25):
+        taken = spread(range(size), n)
+        assert len(taken) == min(n, size)
+        assert taken == sorted(set(taken))
