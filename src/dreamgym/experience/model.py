@@ -65,6 +65,10 @@ class ExperienceModel(Protocol):
         """Read similar experiences from ``retrieval`` until the next call of ``use``."""
         ...
 
+    def costs(self) -> dict[str, int]:
+        """Calls and tokens so far, by name."""
+        ...
+
 
 class ExperienceConfig(BaseModel):
     """What the experience model is shown and how it answers. The three flags are the ablations."""
@@ -138,8 +142,7 @@ class LocalExperienceModel:
         self._prompts = PromptBuilder(self.config, retrieval)
         self._memory: dict[tuple[object, ...], Prediction] = {}
 
-    def costs(self) -> dict[str, object]:
-        """Calls and tokens so far."""
+    def costs(self) -> dict[str, int]:
         return {
             "experience_calls": self.calls,
             "experience_calls_remembered": self.remembered,

@@ -93,8 +93,8 @@ def dream_wins(
     played = play_dream(policy, model, adapter.cap, seats_for(tasks, seed + 1, members))
     wins = [r.episode for r in played if r.episode.valid and r.episode.stop == StopReason.WON]
     twins = asyncio.run(replay_real(adapter, wins, counter))
-    kept = sum(t.real_success() for t in twins)
-    false = [(d, t) for d, t in zip(wins, twins, strict=True) if not t.real_success()]
+    kept = sum(t.stop == StopReason.WON for t in twins)
+    false = [(d, t) for d, t in zip(wins, twins, strict=True) if t.stop != StopReason.WON]
     pairs = [e for pair in zip(wins, twins, strict=True) for e in pair]
     return {
         "dream_win_precision": kept / max(len(wins), 1),

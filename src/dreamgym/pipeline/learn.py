@@ -130,7 +130,9 @@ class GRPORun:
             if self.model is not None and self.replay is not None:
                 self.model.use(self.replay.snapshot())
             tasks = [self.sheets.tasks[t] for t in self.sampler.next(self.config.tasks)]
+            before = self._spent()
             played, groups, metrics = self.trainer.iterate(tasks)
+            metrics |= {name: float(n - before[name]) for name, n in self._spent().items()}
             for name, rewards in groups.items():
                 self.sampler.observe(name, rewards)
             episodes = [r.episode for r in played]
@@ -159,6 +161,11 @@ class GRPORun:
         if self.model is not None:
             return play_dream(actor, self.model, self.adapter.cap, seats)
         return play_real(actor, self.adapter, seats, self.counter, "rl", "policy")
+
+    def _spent(self) -> dict[str, int]:
+        """Tokens and calls of this process so far, per component."""
+        own = {"policy_tokens_in": self.lm.tokens_in, "policy_tokens_out": self.lm.tokens_out}
+        return own | (self.model.costs() if self.model is not None else {})
 
     def _probe(self, tasks: Sequence[Task]) -> float:
         """Real success on the probe panel; the best so far is kept as the run's policy."""
@@ -217,7 +224,9 @@ class GRPORun:
 def _cut(path: Path, iteration: int, field: str) -> list[str]:
     """Keep the lines of finished iterations in an append-only file; a torn last line goes too."""
     kept = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
+        if not text:
+            continue
         try:
             number = json.loads(text).get(field, 0)
         except json.JSONDecodeError:

@@ -190,6 +190,7 @@ def train_policy(run: Run) -> Summary:
         lm = rl.run(report, probe, config.rl.probe_every)
     lm.save(run.path("policy"))
     metrics = rl.trainer.progress.metrics
+    spent = {name: sum(m[name] for m in metrics) for name in (metrics[0] if metrics else ()) if "_tokens_" in name or "_calls" in name}
     return {
         "iterations": rl.iteration,
         "transitions": sum(m["transitions"] for m in metrics),
@@ -197,7 +198,7 @@ def train_policy(run: Run) -> Summary:
         "probe_real_steps": counter.counts.get("probe", 0),
         "rollout_s": sum(m["rollout_s"] for m in metrics),
         "update_s": sum(m["update_s"] for m in metrics),
-        **(model.costs() if model else {}),
+        **spent,
     }
 
 
