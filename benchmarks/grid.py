@@ -62,7 +62,7 @@ DECIDES = (
 """Modules whose code decides a cell; docstrings and comments do not count."""
 
 VARIANTS = {"full": {}, "no_reasoning": {"reasoning": False}, "no_retrieval": {"k": 0}, "no_sheet": {"sheet": False}}
-EXPERIENCE = {"easy": {"epochs": 3.0, "learning_rate": 1e-3}, "standard": {"epochs": 3.0, "learning_rate": 1e-3}}
+EXPERIENCE = {level: {"epochs": 3.0, "learning_rate": 1e-3, "row_length": 320, "rows": 20} for level in ("easy", "standard")}
 SFT = {"epochs": 20.0, "rows": 4, "learning_rate": 1e-3}
 GRPO = {"easy": {"iterations": 50, "learning_rate": 1e-4}, "standard": {"iterations": 80, "learning_rate": 1e-4}}
 PROBE = {"every": 10, "games": 100}
@@ -146,7 +146,7 @@ class Cell:
         if model is not None:
             rows += self.dream_rows(actor, model, episodes)
             audit, _ = audit_run(
-                RunConfig(env=f"textworld/{self.level}", seed=self.seed, evaluation=Evaluation(games=TEST_GAMES)),
+                RunConfig(env=f"textworld/{self.level}", seed=self.seed, evaluation=Evaluation(audit_games=TEST_GAMES)),
                 self.adapter,
                 model,
                 self.logs,

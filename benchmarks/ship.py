@@ -27,7 +27,7 @@ from dreamgym.rl.policy import Policy
 
 DATA = Path(__file__).parents[1] / "src" / "dreamgym" / "data"
 WORK = Path(__file__).parent / "work"
-BASE_EPOCHS = 5
+BASE_EPOCHS = 3
 AGENT_DEMONSTRATIONS = {"easy": 6, "standard": 40}
 """Few enough for a weak agent: its own episodes are nearly all failures."""
 AGENT_GAMES = 300

@@ -28,6 +28,7 @@ SMALL = [
     "rl.tasks=4",
     "rl.group=4",
     "evaluation.games=8",
+    "evaluation.audit_games=6",
     "evaluation.probe_games=4",
     "rl.probe_every=2",
 ]

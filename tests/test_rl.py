@@ -93,8 +93,8 @@ def test_a_target_longer_than_a_row_is_an_error():
 
 
 def test_generation_does_not_depend_on_the_batch(lm):
-    prompts = [lm.encode(" the cat"), lm.encode(" dog ran to the mat on"), lm.encode(" carrot")]
-    together = lm.generate(prompts, 6, 1.0, [keyed_rng("x", i) for i in range(3)])
+    prompts = [lm.encode(" the cat"), lm.encode(" dog ran to the mat on"), lm.encode(" the cat"), lm.encode(" carrot")]
+    together = lm.generate(prompts, 6, 1.0, [keyed_rng("x", i) for i in range(4)])
     for i, prompt in enumerate(prompts):
         alone = lm.generate([prompt], 6, 1.0, [keyed_rng("x", i)])[0]
         assert alone.ids == together[i].ids

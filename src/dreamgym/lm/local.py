@@ -78,10 +78,12 @@ class LocalLM:
             return []
         if temperature > 0 and (draws is None or len(draws) != len(prompts)):
             raise ValueError(f"sampling needs one generator per prompt: {len(prompts)} prompts")
-        n, width = len(prompts), max(len(p) for p in prompts)
-        ids = torch.full((n, width), self.pad)
-        mask = torch.zeros((n, width), dtype=torch.long)
-        for i, p in enumerate(prompts):
+        unique = {tuple(p): None for p in prompts}
+        row_of = {p: i for i, p in enumerate(unique)}
+        n, width = len(prompts), max(len(p) for p in unique)
+        ids = torch.full((len(unique), width), self.pad)
+        mask = torch.zeros((len(unique), width), dtype=torch.long)
+        for i, p in enumerate(unique):
             ids[i, width - len(p) :] = torch.tensor(p)
             mask[i, width - len(p) :] = 1
         self.tokens_in += int(mask.sum())
@@ -93,6 +95,10 @@ class LocalLM:
                 .logits[:, -1]
                 .float()
             )
+        if len(unique) < n:  # equal prompts (members of a group, mostly) are encoded once
+            rows = torch.tensor([row_of[tuple(p)] for p in prompts])
+            cache.batch_select_indices(rows)
+            logits, mask = logits[rows], mask[rows]
         out: list[list[int]] = [[] for _ in range(n)]
         logprobs: list[list[float]] = [[] for _ in range(n)]
         live = list(range(n))

@@ -19,7 +19,7 @@ from dreamgym.pipeline.logs import tasks_of
 from dreamgym.pipeline.play import dream_rate, play_dream, play_real, seats_for, success_rate
 from dreamgym.rl.policy import Actor, Policy, Scripted
 
-STEPS = 6000
+STEPS = 4000
 """One-step predictions made at most."""
 
 
@@ -36,7 +36,7 @@ def audit_run(
     Also the dreamed wins of ``policy``, each followed by its real twin.
     """
     counter = RealSteps(purpose="audit")
-    games = adapter.tasks(panel, config.evaluation.games)
+    games = adapter.tasks(panel, config.evaluation.audit_games)
     actors: dict[str, Actor] = {name: Scripted(e) for name, e in adapter.explorers().items()}
     actors |= {name: Policy(lm, config.evaluation.temperature) for name, lm in policies.items()}
     seed = config.seed + 7919  # other draws than the evaluation's

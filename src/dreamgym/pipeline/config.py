@@ -74,6 +74,8 @@ class Evaluation(Section):
     panel: Panel = "test"
     games: int = Field(150, ge=1)
     probe_games: int = Field(50, ge=1)
+    audit_games: int = Field(60, ge=1)
+    """Held-out games of the audit."""
     temperature: float = Field(0.4, ge=0)
 
 

@@ -39,7 +39,7 @@ def quiet(done: int, total: int, value: float) -> None:
 def train_base(episodes: Sequence[Episode], tasks: dict[str, Task], config: FitConfig, folder: Path, report: Report = quiet) -> LocalLM:
     """A tokenizer and a tiny language model of the logs' text, saved in ``folder``."""
     texts = log_texts(episodes, tasks, config.seed)
-    tokenizer = train_tokenizer(world + c for world, continuations in texts.items() for c in continuations)
+    tokenizer = train_tokenizer(world + done + came for world, continuations in texts.items() for done, came in continuations)
     lm = LocalLM(tiny_llama(len(tokenizer), config.seed), tokenizer)
     fit(lm.model, base_trees(lm, texts, config.seed), config, folder / "checkpoints", report)
     return _keep(lm, folder)

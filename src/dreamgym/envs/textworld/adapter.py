@@ -12,7 +12,7 @@ from dreamgym.envs.adapter import Explorer
 from dreamgym.envs.textworld.behaviours import Scene, anything, expert, near_miss, read_scene
 from dreamgym.envs.textworld.collect import Recorder
 from dreamgym.envs.textworld.env import ENV, TextWorldEnv, look_at
-from dreamgym.envs.textworld.games import CAPS, parse_task_id
+from dreamgym.envs.textworld.games import CAPS, make_games, parse_task_id
 from dreamgym.envs.textworld.panels import check_game, panels
 from dreamgym.envs.textworld.teacher import CookingTeacher
 
@@ -35,10 +35,12 @@ class TextWorldAdapter:
         return TextWorldEnv(counter)
 
     def tasks(self, panel: Panel, limit: int) -> list[Task]:
-        """Tasks by id alone: instruction and first state are read at reset."""
-        return [
-            Task(id=g.task, instruction="", first_state=(), panel=panel, difficulty=self.level) for g in panels(self.level, panel)[:limit]
-        ]
+        """Tasks by id alone (instruction and first state are read at reset), their games compiled and checked."""
+        games = panels(self.level, panel)[:limit]
+        make_games([parse_task_id(g.task) for g in games])
+        for game in games:
+            check_game(game)
+        return [Task(id=g.task, instruction="", first_state=(), panel=panel, difficulty=self.level) for g in games]
 
     def collect(self, counter: RealSteps, limit: int, seed: int) -> Iterator[Episode]:
         for i, game in enumerate(panels(self.level, "train")[:limit]):

@@ -8,8 +8,13 @@ can never win.
 import functools
 import hashlib
 import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
+
+from rich.progress import track
 
 from dreamgym.core.errors import DreamgymError, MissingExtraError
 
@@ -74,6 +79,21 @@ def make_game(level: str, seed: int) -> Path:
     os.replace(draft.with_suffix(".json"), path.with_suffix(".json"))
     os.replace(draft, path)
     return path
+
+
+def make_games(games: Sequence[tuple[str, int]]) -> None:
+    """Compile the games that the cache lacks, one process per core."""
+    missing = [g for g in games if not (cache_folder() / f"{g[0]}-{g[1]}.z8").exists()]
+    if len(missing) < 4:
+        for level, seed in missing:
+            make_game(level, seed)
+        return
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(make_game, level, seed) for level, seed in missing]
+        for _ in track(as_completed(futures), "  compiling games", total=len(missing), transient=True):
+            pass
+        for future in futures:
+            future.result()
 
 
 def content_hash(path: Path) -> str:
