@@ -9,6 +9,7 @@ variant, seed) under ``benchmarks/work`` and shared. Killed cells go on where th
 """
 
 import ast
+import functools
 import hashlib
 import os
 import subprocess
@@ -73,8 +74,9 @@ SEEDS = (0, 1, 2)
 console = Console(highlight=False)
 
 
-def code_hash() -> str:
-    """Of the deciding modules and of the shipped data, without docstrings."""
+@functools.cache
+def code_hash(level: str) -> str:
+    """Of the deciding modules without docstrings, and of the level's data, as they were when the process began."""
     digest = hashlib.blake2b(digest_size=5)
     for pattern in DECIDES:
         for path in sorted(SOURCE.glob(pattern)):
@@ -85,14 +87,14 @@ def code_hash() -> str:
                         ast.Pass()
                     ]
             digest.update(ast.dump(tree).encode())
-    for data in ("panels.json", "logs-easy.jsonl.xz", "logs-standard.jsonl.xz", "base/model.safetensors"):
+    for data in ("panels.json", f"logs-{level}.jsonl.xz", "base/model.safetensors"):
         digest.update((SOURCE / "data" / data).read_bytes())
     return digest.hexdigest()
 
 
 def cell_config(level: str, method: str) -> dict[str, object]:
     """All that a cell depends on beside its seed."""
-    config: dict[str, object] = {"level": level, "method": method, "sft": SFT, "test_games": TEST_GAMES, "code": code_hash()}
+    config: dict[str, object] = {"level": level, "method": method, "sft": SFT, "test_games": TEST_GAMES, "code": code_hash(level)}
     if method.startswith("grpo"):
         config |= {"grpo": GRPO[level], "probe": PROBE}
     if method.startswith("grpo_dream"):
@@ -130,7 +132,7 @@ class Cell:
             console.print(f"{path.name}: done before")
             return
         console.print(f"[bold]{self.level} {self.method} seed {self.seed}[/bold]")
-        updates, model, episodes = 0, None, []
+        updates, model = 0, None
         if self.method == "base":
             policy = LocalLM.load(shipped("base"))
         elif self.method in ("sft", "sft_all"):
@@ -184,7 +186,7 @@ class Cell:
     def warm(self) -> Path:
         """The warm start of this seed: limited demonstrations, or every success for ``sft_all``."""
         name = "sft_all" if self.method == "sft_all" else "sft"
-        folder = WORK / f"{self.level}-{name}-s{self.seed}-{config_hash({'sft': SFT, 'code': code_hash()})}"
+        folder = WORK / f"{self.level}-{name}-s{self.seed}-{config_hash({'sft': SFT, 'code': code_hash(self.level)})}"
         if not (folder / "config.json").exists():
             won = successes(self.logs)
             demos = won if name == "sft_all" else [e for e in won if e.behaviour == "expert"]
@@ -195,7 +197,7 @@ class Cell:
         """The experience model of this level and variant; one for all seeds."""
         variant = variant_of(self.method)
         prompt = ExperienceConfig(same_task=True, **VARIANTS[variant])
-        folder = WORK / f"{self.level}-experience-{variant}-{config_hash({'fit': EXPERIENCE[self.level], 'code': code_hash()})}"
+        folder = WORK / f"{self.level}-experience-{variant}-{config_hash({'fit': EXPERIENCE[self.level], 'code': code_hash(self.level)})}"
         if not (folder / "config.json").exists():
             annotated = list(annotate(self.logs, self.adapter.teacher))
             train_experience(

@@ -28,9 +28,9 @@ from dreamgym.rl.policy import Policy
 DATA = Path(__file__).parents[1] / "src" / "dreamgym" / "data"
 WORK = Path(__file__).parent / "work"
 BASE_EPOCHS = 3
-AGENT_DEMONSTRATIONS = {"easy": 6, "standard": 40}
-"""Few enough for a weak agent: its own episodes are nearly all failures."""
-AGENT_GAMES = 300
+AGENT_EPOCHS = {"easy": 8, "standard": 4}
+"""The logged agent is an early, weak warm start: its own episodes are nearly all failures."""
+AGENT_GAMES = 150
 console = Console(highlight=False)
 
 
@@ -38,19 +38,25 @@ def logs_path(level: str) -> Path:
     return DATA / f"logs-{level}.jsonl.xz"
 
 
-def write_logs(level: str, episodes: list[Episode], real_steps: int) -> None:
-    """The shipped file and its entry in ``logs.json``: real steps of recording, re-played prefixes included."""
+def write_logs(level: str, episodes: list[Episode], recording: int, agent: int) -> None:
+    """The shipped file and its entry in ``logs.json``: real steps of recording (re-played prefixes included) and of the agent."""
     write_episodes(logs_path(level), episodes)
     meta_path = DATA / "logs.json"
     meta = read_json(meta_path) if meta_path.exists() else {}
-    meta[level] = {"real_steps": real_steps, "episodes": len(episodes), "counts": counts(episodes)}
+    meta[level] = {
+        "real_steps": recording + agent,
+        "recording_steps": recording,
+        "agent_steps": agent,
+        "episodes": len(episodes),
+        "counts": counts(episodes),
+    }
     write_json(meta_path, meta)
     console.print(f"{logs_path(level).name}: {meta[level]}, {logs_path(level).stat().st_size / 2**20:.2f} MiB")
 
 
 def logs(level: str) -> None:
     counter = RealSteps()
-    write_logs(level, list(TextWorldAdapter(level).collect(counter, 620, 0)), counter.total)
+    write_logs(level, list(TextWorldAdapter(level).collect(counter, 620, 0)), counter.total, 0)
 
 
 def base() -> None:
@@ -69,15 +75,15 @@ def base() -> None:
 def agent(level: str) -> None:
     adapter = TextWorldAdapter(level)
     episodes = [e for e in load_logs([logs_path(level)]) if e.behaviour != "agent"]
-    demos = [e for e in episodes if e.behaviour == "expert"][: AGENT_DEMONSTRATIONS[level]]
-    weak = warm_start(DATA / "base", demos, FitConfig(epochs=10, rows=4, learning_rate=1e-3), WORK / f"weak-{level}")
+    demos = [e for e in episodes if e.behaviour == "expert"]
+    weak = warm_start(DATA / "base", demos, FitConfig(epochs=AGENT_EPOCHS[level], rows=4, learning_rate=1e-3), WORK / f"weak-{level}")
     tasks = adapter.tasks("train", AGENT_GAMES)
     counter = RealSteps()
     played = play_real(Policy(LocalLM(weak.model, weak.tokenizer), 1.0), adapter, seats_for(tasks, 0), counter, "logs", "agent")
     own = [r.episode.model_copy(update={"id": f"{r.episode.task.id}#agent0"}) for r in played if r.episode.valid]
     before = read_json(DATA / "logs.json")[level]
     assert isinstance(before, dict)
-    write_logs(level, episodes + own, int(before["real_steps"]) + counter.total)
+    write_logs(level, episodes + own, int(before["recording_steps"]), counter.total)
 
 
 if __name__ == "__main__":

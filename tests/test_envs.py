@@ -242,6 +242,16 @@ def test_real_steps_are_counted_where_they_happen():
     assert counter.counts == {"probe": 1 + 1 + 2}
 
 
+def test_control_characters_do_not_reach_the_interpreter():
+    pytest.importorskip("textworld", reason="needs the extra [textworld]")
+    from dreamgym.envs.textworld.env import TextWorldEnv, look_at
+
+    task = look_at("easy", 1, "train", RealSteps())
+    before, _ = asyncio.run(TextWorldEnv(RealSteps()).reset(task, 0))
+    odd = ["cook carrot\x14 dice red_potato open @add", "take \u00e9\U0001f600", "\x00", "x" * 400, '"', "take knife\ttake"]
+    assert all(s.observation == before for s in asyncio.run(play(TextWorldEnv(RealSteps()), task, odd))[1:])
+
+
 @pytest.mark.parametrize(
     "action",
     [

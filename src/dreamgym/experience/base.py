@@ -15,7 +15,6 @@ from dreamgym.experience.sft import requests_of
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.packing import Segment, Tree
 
-
 Continuation = tuple[str, str]
 """What was done, and what came of it."""
 

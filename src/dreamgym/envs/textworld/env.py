@@ -37,7 +37,9 @@ _META = {
     "g",
 }
 """Commands of the interpreter, not of the world: they do nothing here."""
-_CHAINS = re.compile(r"[.,;:\"]|\b(then|and|both|all|everything)\b", re.IGNORECASE)
+_WORDS = re.compile(r"[A-Za-z0-9' -]+")
+"""What the interpreter is given; it dies of control characters."""
+_CHAINS = re.compile(r"\b(then|and|both|all|everything)\b", re.IGNORECASE)
 """The interpreter would run several commands in one step, or act on several things behind its own fact tracker's back."""
 _SYNONYMS = re.compile(r"^(get|pick up|grab) (?!(in|out|on|off|up|down)\b)", re.IGNORECASE)
 """The game understands these as *take*, but its fact tracker does not."""
@@ -61,7 +63,8 @@ def one_command(action: str) -> str:
     """An action as one command of the game, or "" where it is none: interpreter commands and chains do nothing."""
     command = _SYNONYMS.sub("take ", spaced(" ".join(action.split()))[:160])
     words = command.lower().split()
-    return "" if not words or words[0] in _META or _CHAINS.search(command) else command
+    sound = bool(words) and words[0] not in _META and _WORDS.fullmatch(command) and not _CHAINS.search(command)
+    return command if sound else ""
 
 
 class TextWorldEnv:
