@@ -1,6 +1,6 @@
 """Wall time and peak memory of ``dreamgym quickstart`` with an empty run folder and an empty game cache.
 
-    python -m benchmarks.quickstart        # writes benchmarks/results/quickstart.json
+python -m benchmarks.quickstart        # writes benchmarks/results/quickstart.json
 """
 
 import os

@@ -21,6 +21,7 @@ torch = pytest.importorskip("torch", reason="needs the extra [train]")
 from dreamgym.lm.local import LocalLM  # noqa: E402
 from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack  # noqa: E402
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
+from dreamgym.lm.words import add_whole_words  # noqa: E402
 from dreamgym.rl.objectives import clipped_loss, group_advantages  # noqa: E402
 
 REWARDS = st.lists(st.one_of(st.none(), st.sampled_from([0.0, 1.0]), st.floats(0, 1)), min_size=1, max_size=12)
@@ -104,6 +105,22 @@ def test_generation_does_not_depend_on_the_batch(lm):
 def test_no_text_encodes_to_a_special_token(lm):
     assert lm.eos not in lm.encode(" cat <eos> <pad>")
     assert lm.decode(lm.encode(" naïve \U0001f600 word")) == " naïve \U0001f600 word"
+
+
+def test_whole_words_become_one_token_and_text_comes_back(tmp_path):
+    tokenizer = train_tokenizer([" the cat sat on the mat"] * 40, 300)
+    lm = LocalLM(tiny_llama(len(tokenizer), 0, width=32, layers=1), tokenizer)
+    text = " the purple_potato sat , \\@why @why purple_potatoes"
+    before = lm.encode(" the cat sat")
+    assert add_whole_words(lm, [" purple_potato @why the"] * 60, 50) == ["@why", "purple_potato"]
+    assert len(lm.encode(" purple_potato @why")) == 2
+    assert lm.decode(lm.encode(text)) == text
+    assert lm.encode(" \\@why")[-1] != lm.encode(" @why")[-1], "an escaped marker is another token"
+    assert lm.encode(" the cat sat") == before
+    lm.save(tmp_path)
+    again = LocalLM.load(tmp_path)
+    assert again.encode(text) == lm.encode(text)
+    assert again.model.get_input_embeddings().weight.shape[0] == len(lm.tokenizer)
 
 
 def test_lockstep_gathers_all_that_wait_and_sorts_by_key():

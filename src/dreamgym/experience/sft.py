@@ -6,11 +6,11 @@ tiny model that sees a fridge opened once in a thousand steps does not learn to 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from dreamgym.core.grammar import Reply, render_reply
+from dreamgym.core.grammar import Reply, render_query, render_reply
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.state import entity
 from dreamgym.core.types import Episode, Task, Transition
@@ -28,6 +28,18 @@ class RepeatConfig(BaseModel):
     """Steps that change more than one thing."""
     won: int = 8
     lost: int = 1
+
+
+def target(t: Transition, reasoning: bool) -> str:
+    """What the experience model should write for a logged step."""
+    return render_reply(Reply(t.reasoning if reasoning else "", t.change, t.outcome))
+
+
+def target_texts(episodes: Iterable[Episode], reasoning: bool) -> Iterator[str]:
+    """All targets, each with its query's marker words."""
+    for episode in episodes:
+        for t in episode.steps:
+            yield f"{render_query([t], t.action)} {target(t, reasoning)}"
 
 
 def kind_of(t: Transition) -> str:
@@ -85,7 +97,7 @@ def sft_trees(
     prompts = PromptBuilder(config, retrieval)
     own_task = [keyed_rng(seed, "own-task", *r.key).random() < 0.5 for r, _ in pairs]
     queries = prompts.queries([r for r, _ in pairs], own_task)
-    targets = [render_reply(Reply(t.reasoning if config.reasoning else "", t.change, t.outcome)) for _, t in pairs]
+    targets = [target(t, config.reasoning) for _, t in pairs]
     worlds: dict[str, list[int]] = defaultdict(list)
     for i, (r, t) in enumerate(pairs):
         times = {"several": repeat.several, "won": repeat.won, "lost": repeat.lost}.get(kind_of(t), 1)

@@ -18,17 +18,20 @@ from dreamgym.dream import SheetBook
 from dreamgym.envs.adapter import Adapter
 from dreamgym.experience.base import base_trees, log_texts
 from dreamgym.experience.model import ExperienceConfig, ExperienceModel
-from dreamgym.experience.sft import RepeatConfig, sft_trees
+from dreamgym.experience.sft import RepeatConfig, sft_trees, target_texts
 from dreamgym.lm.fit import FitConfig, fit
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.packing import Segment, Tree
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer
+from dreamgym.lm.words import add_whole_words
 from dreamgym.pipeline.play import play_dream, play_real, seats_for, success_rate
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.rl.grpo import GRPOConfig, GRPOTrainer
 from dreamgym.rl.policy import Policy
 from dreamgym.rl.rollout import Rollout, Seat
 
+WHOLE_WORD = 50
+"""Words that occur this often in the experience model's targets become one token each."""
 Report = Callable[[int, int, float], None]
 
 
@@ -57,6 +60,7 @@ def train_experience(
 ) -> LocalLM:
     """The experience model (Eq. 5): ``base`` fine-tuned on annotated episodes, retrieval in the prompt."""
     lm = LocalLM.load(base)
+    add_whole_words(lm, target_texts(annotated, prompt.reasoning), WHOLE_WORD)
     buffer = ReplayBuffer()
     if prompt.k:
         buffer.add(annotated)
