@@ -5,7 +5,8 @@
     python -m benchmarks.ship base             # the tiny language model of both levels' logs
     python -m benchmarks.ship agent easy       # a weak policy's own episodes, appended to the logs
 
-The base language model has not read the agent's own episodes: they were played by a policy that was fine-tuned from it.
+The base language model has not read the agent's own episodes (they were played by a policy that was fine-tuned from it), nor
+the garbled ones.
 """
 
 import sys
@@ -61,7 +62,7 @@ def logs(level: str) -> None:
 
 def base() -> None:
     torch.set_num_threads(2)
-    episodes = [e for level in ("easy", "standard") for e in load_logs([logs_path(level)]) if e.behaviour != "agent"]
+    episodes = [e for level in ("easy", "standard") for e in load_logs([logs_path(level)]) if e.behaviour not in ("agent", "garbled")]
     lm = train_base(
         episodes,
         tasks_of(episodes),

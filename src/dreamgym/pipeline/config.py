@@ -40,7 +40,7 @@ class Prompt(Section):
 
 class Experience(Section):
     prompt: Prompt = Prompt()
-    fit: Optimisation = Optimisation(learning_rate=1e-3, epochs=1.0)
+    fit: Optimisation = Optimisation(learning_rate=2e-3, epochs=1.0, row_length=320, rows=16)
     teacher: str = "own"
     """``own`` = the environment's teacher, ``generic`` = before/after difference only."""
 

@@ -34,7 +34,7 @@ class GRPOConfig(BaseModel):
     clip: float = 0.2
     passes: int = 2
     """Passes over an iteration's samples; each pass is ``updates`` optimiser steps."""
-    updates: int = 2
+    updates: int = 4
     temperature: float = 1.0
     max_grad_norm: float = 1.0
     row_length: int = 512

@@ -16,7 +16,7 @@ from dreamgym.core.state import State
 from dreamgym.lm.local import LocalLM
 
 CONTEXT = "step-wise: instruction and carried state, no history"
-_BUDGET = 16
+_BUDGET = 12
 
 
 @dataclass(frozen=True, slots=True)

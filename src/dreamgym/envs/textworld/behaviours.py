@@ -219,6 +219,23 @@ def malformed(scene: Scene, rng: np.random.Generator) -> str:
     )
 
 
+def garbled(scene: Scene, rng: np.random.Generator) -> str:
+    """A command gone wrong in the way a language model at temperature 1 writes: cut, doubled, run into another, run on."""
+    command = (expert, near_miss, admissible_like)[int(rng.integers(3))](scene, rng).split()
+    other = (expert, near_miss, absent, premature)[int(rng.integers(4))](scene, rng).split()
+    at = int(rng.integers(1, len(command) + 1))
+    words = [*scene.place, *" ".join(scene.text.values()).split(), *PLACES, "meal", "with", "from", "take", "cook", "@state", "@add"]
+    tail = [_pick(words, rng) for _ in range(int(rng.integers(1, 9)))]
+    kind = int(rng.integers(5))
+    if kind == 0:
+        return " ".join(command[at:] or other[1:])
+    if kind == 1:
+        return " ".join(command[:at] + other)
+    if kind == 2:
+        return " ".join(command + tail)
+    return " ".join((command[:at] if kind == 3 else []) + tail)
+
+
 def anything(scene: Scene, rng: np.random.Generator) -> str:
     """One draw from all the ways to act badly."""
     kind = rng.choice(5, p=[0.3, 0.32, 0.16, 0.08, 0.14])

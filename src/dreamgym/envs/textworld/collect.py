@@ -1,7 +1,7 @@
 """Recording the offline logs: demonstrations scarce, exploration plentiful, every real step counted.
 
-Per training game: two noisy cooks that give up before the meal is eaten, one premature and one random explorer, and
-along all of them counterfactual single steps (the prefix is re-played, another action is taken, its real outcome kept).
+Per training game: two noisy cooks that give up before the meal is eaten, a premature, a random and a garbled explorer, and
+along all but the last counterfactual single steps (the prefix is re-played, another action is taken, its real outcome kept).
 Only the first ``demonstrations`` games also get a successful expert episode.
 """
 
@@ -20,6 +20,7 @@ from dreamgym.envs.textworld.behaviours import (
     admissible_like,
     anything,
     expert,
+    garbled,
     malformed,
     near_miss,
     premature,
@@ -51,6 +52,11 @@ class Recorder:
         rng = keyed_rng(self.seed, task.id, "length")
         yield self.episode(env, task, "premature", _noisy(0.5, premature), branches=1, give_up=int(rng.integers(4, 12)))
         yield self.episode(env, task, "random", anything, branches=1, give_up=int(rng.integers(6, 16)))
+        yield self.garbled(env, task)
+
+    def garbled(self, env: TextWorldEnv, task: Task) -> Episode:
+        """A cook whose commands mostly come out garbled: what a policy that samples words really sends."""
+        return self.episode(env, task, "garbled", _noisy(0.65, garbled), branches=0, give_up=14)
 
     def episode(
         self, env: TextWorldEnv, task: Task, name: str, act: Behaviour, branches: int, give_up: int | None, draw: int = 0
