@@ -14,12 +14,13 @@ pytest.importorskip("torch", reason="needs the extra [train]")
 pytest.importorskip("gymnasium", reason="needs the extra [gym]")
 
 ROOT = Path(__file__).parents[1]
-ENV = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "COLUMNS": "200", "OMP_NUM_THREADS": "2"}
+ENV = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 SMALL = [
     "env=examples.own_environment:adapter",
     "logs=collect",
     "base=tiny",
     "collect_tasks=40",
+    "threads=1",
     "pretrain.epochs=3",
     "experience.teacher=generic",
     "experience.fit.epochs=3",
@@ -91,7 +92,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     run = tmp_path / "run"
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); from dreamgym.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1600, 1600)); from dreamgym.cli import main\n"
         "sys.argv = ['dreamgym', 'collect', *sys.argv[1:]]; main()"
     )
     words = ["--run", str(run), *SMALL]

@@ -124,16 +124,20 @@ def _need(run: Run, stage: str) -> None:
         raise DreamgymError(f"{run.folder}: stage {stage} has not finished there; run: dreamgym {stage} --run {run.folder}")
 
 
+def _complain(text: str) -> None:
+    console.print("[red]error:[/red] ", end="")
+    console.print(text, markup=False, soft_wrap=True)
+
+
 def main() -> None:
     """Entry point: errors become one clear line and an exit code."""
     try:
         app(standalone_mode=False)
     except DreamgymError as e:
-        console.print(f"[red]error:[/red] {e}", markup=True, soft_wrap=True)
+        _complain(str(e))
         sys.exit(1)
     except OSError as e:
-        what = f"{e.filename or 'input/output'}: {e.strerror or e}"
-        console.print(f"[red]error:[/red] {what}; finished stages are kept, run again to go on", soft_wrap=True)
+        _complain(f"{e.filename or 'input/output'}: {e.strerror or e}; finished stages are kept, run again to go on")
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
         console.print("\nstopped; finished stages are kept, run the same command again to go on")

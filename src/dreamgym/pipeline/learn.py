@@ -122,6 +122,10 @@ class GRPORun:
         self.probe: list[dict[str, float]] = []
         if resumed:
             self._resume(checkpoint)
+        _cut(self.folder / "metrics.jsonl", self.iteration, "iteration")
+        dreamed = _cut(self.folder / "episodes.jsonl", self.iteration, "policy_version")
+        if self.replay is not None:
+            self.replay.add(episode_of_line(text) for text in dreamed)
 
     @property
     def iteration(self) -> int:
@@ -219,10 +223,6 @@ class GRPORun:
         self.counter.counts.update(state["counts"])
         self.sheets.invented, self.sheets.conflicts = state["invented"], state["conflicts"]
         self.sheets.tasks = {n: t.model_copy(update={"sheet": tuple(state["sheets"][n])}) for n, t in self.sheets.tasks.items()}
-        dreamed = _cut(self.folder / "episodes.jsonl", self.iteration, "policy_version")
-        _cut(self.folder / "metrics.jsonl", self.iteration, "iteration")
-        if self.replay is not None:
-            self.replay.add(episode_of_line(text) for text in dreamed)
 
 
 def _cut(path: Path, iteration: int, field: str) -> list[str]:
