@@ -31,7 +31,7 @@ WORK = Path(__file__).parent / "work"
 BASE_EPOCHS = 3
 AGENT_EPOCHS = {"easy": 8, "standard": 4}
 """The logged agent is an early, weak warm start: its own episodes are nearly all failures."""
-AGENT_GAMES = 150
+AGENT_GAMES = {"easy": 150, "standard": 200}
 console = Console(highlight=False)
 
 
@@ -78,7 +78,7 @@ def agent(level: str) -> None:
     episodes = [e for e in load_logs([logs_path(level)]) if e.behaviour != "agent"]
     demos = [e for e in episodes if e.behaviour == "expert"]
     weak = warm_start(DATA / "base", demos, FitConfig(epochs=AGENT_EPOCHS[level], rows=4, learning_rate=1e-3), WORK / f"weak-{level}")
-    tasks = adapter.tasks("train", AGENT_GAMES)
+    tasks = adapter.tasks("train", AGENT_GAMES[level])
     counter = RealSteps()
     played = play_real(Policy(LocalLM(weak.model, weak.tokenizer), 1.0), adapter, seats_for(tasks, 0), counter, "logs", "agent")
     own = [r.episode.model_copy(update={"id": f"{r.episode.task.id}#agent0"}) for r in played if r.episode.valid]
