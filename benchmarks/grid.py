@@ -65,8 +65,8 @@ DECIDES = (
 VARIANTS = {"full": {}, "no_reasoning": {"reasoning": False}, "no_retrieval": {"k": 0}, "no_sheet": {"sheet": False}}
 EXPERIENCE = {level: {"epochs": 3.0, "learning_rate": 1e-3, "row_length": 320, "rows": 20} for level in ("easy", "standard")}
 SFT = {level: {"epochs": epochs, "rows": 4, "learning_rate": 1e-3} for level, epochs in (("easy", 20.0), ("standard", 8.0))}
-"""Epochs chosen on probe: easy 10, 18, 25, 45 epochs gave 0.06, 0.28, 0.28, 0.22; standard 8, 25 gave 0.28, 0.16 (50 games, one seed; standard's
-test cells came out far lower, unexplained: tune again on probe before its headline cells)."""
+"""Epochs chosen on probe (50 games, one seed): easy 10, 18, 25, 45 epochs gave 0.06, 0.28, 0.28, 0.22; standard 8, 25 gave
+0.28, 0.16. Standard's test cells came out far lower, unexplained: tune again on probe before its headline cells."""
 GRPO = {"easy": {"iterations": 50, "learning_rate": 1e-4}, "standard": {"iterations": 80, "learning_rate": 1e-4}}
 PROBE = {"every": 10, "games": 100}
 TEST_GAMES = 150
