@@ -51,12 +51,5 @@ def expert(instruction, state, rng: np.random.Generator):
     return f"unlock door with {key}" if spot == "hand" else f"take {key}" if spot else f"open {rng.choice(boxes)}"
 
 
-adapter = GymAdapter(
-    "vault",
-    Vault,
-    {"train": range(300), "probe": range(1000, 1020), "test": range(2000, 2050)},
-    "unlock the door",
-    cap=10,
-    explorers={"random": explore, "expert": expert},
-    demonstrations=15,
-)
+panels = {"train": range(300), "probe": range(1000, 1020), "test": range(2000, 2050)}
+adapter = GymAdapter("vault", Vault, panels, "unlock the door", 10, {"random": explore, "expert": expert}, demonstrations=15)
