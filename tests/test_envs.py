@@ -10,7 +10,8 @@ from dreamgym.core.lockstep import Lockstep
 from dreamgym.core.state import Change
 from dreamgym.core.types import StopReason, Task
 from dreamgym.dream import DreamEnv, SheetBook
-from dreamgym.experience.model import Prediction, Request
+from dreamgym.experience.model import Prediction
+from dreamgym.experience.prompt import Request
 from dreamgym.rl.policy import Scripted
 from dreamgym.rl.rollout import Seat, rollouts
 

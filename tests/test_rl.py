@@ -145,7 +145,40 @@ def test_lockstep_gathers_all_that_wait_and_sorts_by_key():
     assert asyncio.run(lockstep.run([episode(i) for i in (3, 1, 4, 2)])) == [90, 10, 160, 40]
     first = next(s for s in sizes if s[0] == "a"), next(s for s in sizes if s[0] == "b")
     assert first[0][1] == [1, 3]
-    assert first[1][1] == [2, 4]
+    assert first[1][1] == [2, 3, 4]  # b waits until nobody wants a
+
+
+def test_lockstep_lets_the_later_function_gather_while_an_earlier_one_is_wanted():
+    sizes: dict[str, list[int]] = {"policy": [], "costly": []}
+
+    def serve(name):
+        def run(requests):
+            sizes[name].append(len(requests))
+            return list(requests)
+
+        return run
+
+    lockstep = Lockstep({"policy": serve("policy"), "costly": serve("costly")})
+
+    async def episode(i):
+        for turn in range(i):  # i cheap turns before the first costly call
+            await lockstep.call("policy", (i, turn), i)
+        await lockstep.call("costly", (i,), i)
+
+    asyncio.run(lockstep.run([episode(i) for i in (1, 2, 3, 4)]))
+    assert sizes == {"policy": [4, 3, 2, 1], "costly": [4]}
+
+
+def test_too_few_answers_reach_every_waiting_episode_as_an_error():
+    lockstep = Lockstep({"a": lambda requests: requests[:-1]})
+
+    async def episode(i):
+        try:
+            await lockstep.call("a", (i,), i)
+        except RuntimeError as e:
+            return str(e)
+
+    assert asyncio.run(lockstep.run([episode(i) for i in range(3)])) == ["batch function 'a' gave 2 answers to 3 requests"] * 3
 
 
 def test_a_failing_batch_reaches_every_waiting_episode():

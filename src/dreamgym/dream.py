@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dreamgym.core.env import Info, Step
 from dreamgym.core.state import State, apply_change, entity, revelations, text_of_state
 from dreamgym.core.types import Episode, StopReason, Task
-from dreamgym.experience.model import Prediction, Request, unseen_part
+from dreamgym.experience.model import Prediction
+from dreamgym.experience.prompt import Request, unseen_part
 
 ENV = "dream"
 Predict = Callable[[Request], Awaitable[Prediction]]

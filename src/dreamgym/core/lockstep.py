@@ -4,8 +4,9 @@
     results = await lockstep.run([episode(i) for i in range(128)])
     # inside an episode: prediction = await lockstep.call("experience", key=(task, member, turn), request=request)
 
-A batch is sorted by key, so its composition depends on the episodes and not on the event loop. An exception in a batch
-function reaches every episode that waits for it.
+The functions are named in their order: while anybody waits for an earlier one, the later ones gather more calls. So the costly
+function comes last. A batch is sorted by key: its composition depends on the episodes and not on the event loop. An
+exception in a batch function reaches every episode that waits for it.
 """
 
 import asyncio
@@ -54,17 +55,21 @@ class Lockstep:
     def _flush(self) -> None:
         if sum(len(w) for w in self._waiting.values()) < self._live:
             return
-        for name, function in self._functions.items():
-            batch = sorted(self._waiting[name], key=lambda w: tuple(map(str, w[0])))
-            if not batch:
-                continue
-            self._waiting[name] = []
-            self.batches += 1
-            try:
-                answers = function([request for _, request, _ in batch])
-            except Exception as error:  # every waiting episode must hear of it, or it waits for ever
-                for _, _, future in batch:
-                    future.set_exception(error)
-                continue
-            for (_, _, future), answer in zip(batch, answers, strict=True):
-                future.set_result(answer)
+        name = next((name for name in self._functions if self._waiting[name]), None)
+        if name is None:
+            return
+        waiting, self._waiting[name] = self._waiting[name], []
+        batch = sorted((w for w in waiting if not w[2].done()), key=lambda w: tuple(map(str, w[0])))
+        if not batch:  # their episodes were cancelled
+            return
+        self.batches += 1
+        try:
+            answers = self._functions[name]([request for _, request, _ in batch])
+            if len(answers) != len(batch):
+                raise RuntimeError(f"batch function {name!r} gave {len(answers)} answers to {len(batch)} requests")
+        except Exception as error:  # every waiting episode must hear of it, or it waits for ever
+            for _, _, future in batch:
+                future.set_exception(error)
+            return
+        for (_, _, future), answer in zip(batch, answers, strict=True):
+            future.set_result(answer)

@@ -97,7 +97,7 @@ class Episode(_Value):
     task: Task
     source: Source
     behaviour: str
-    """Who acted: ``expert``, ``noisy``, ``random``, ``premature``, ``agent``, ``counterfactual``, ``policy`` ..."""
+    """Who acted: an explorer (``expert``, ``noisy``, ``random`` ...), a logged ``agent``, or the ``policy`` of a run."""
     policy_version: int = 0
     seed: int = 0
     member: int = 0

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from dreamgym.core.env import Env, Info, RealSteps, Step
 from dreamgym.core.errors import MissingExtraError
+from dreamgym.core.record import stop_of, transition_of
 from dreamgym.core.seeding import keyed_rng
-from dreamgym.core.state import State, diff, make_state, text_of_state
-from dreamgym.core.types import Episode, Outcome, Panel, StopReason, Task, Transition
+from dreamgym.core.state import State, make_state, text_of_state
+from dreamgym.core.types import Episode, Panel, StopReason, Task, Transition
 from dreamgym.envs.adapter import Explorer
 from dreamgym.experience.annotate import GenericTeacher, Teacher
 
@@ -115,16 +116,13 @@ async def record(env: Env, task: Task, behaviour: str, explorer: Explorer, env_n
     state = text_lines(observation)
     task = task.model_copy(update={"instruction": str(info.get("instruction", task.instruction)), "first_state": state})
     steps: list[Transition] = []
-    stop: object = None
+    stop: StopReason | None = None
     while stop is None:
         action = explorer(task.instruction, state, keyed_rng(seed, task.id, behaviour, len(steps)))
         answer = await env.step(action)
         after = text_lines(answer.observation)
-        change, stop = diff(state, after), answer.info.get("stop")
-        outcome: Outcome = "won" if stop == StopReason.WON else "lost" if stop == StopReason.LOST else "go"
-        steps.append(
-            Transition(state=state, action=action, removed=change.removed, added=change.added, reward=answer.reward, outcome=outcome)
-        )
+        steps.append(transition_of(state, action, answer, after))
+        stop = stop_of(answer)
         state = after
     await env.close()
     return Episode(
@@ -135,7 +133,7 @@ async def record(env: Env, task: Task, behaviour: str, explorer: Explorer, env_n
         behaviour=behaviour,
         seed=seed,
         transitions=tuple(steps),
-        stop=StopReason(str(stop)),
+        stop=stop,
     )
 
 

@@ -9,10 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dreamgym.core.state import LINE, apply_change, entity
+from dreamgym.core.state import apply_change, entity
 from dreamgym.core.types import Episode, Task, Transition
-from dreamgym.experience.model import ExperienceModel, Prediction, Request, unseen_part
-from dreamgym.experience.sft import kind_of, requests_of
+from dreamgym.experience.kinds import StepKinds, change_of
+from dreamgym.experience.model import ExperienceModel, Prediction
+from dreamgym.experience.prompt import Request, unseen_part
+from dreamgym.experience.sft import requests_of
 
 
 @dataclass
@@ -80,7 +82,7 @@ def replay_success(model: ExperienceModel, episodes: Sequence[Episode], tasks: d
             real = episodes[i].transitions[turn]
             if i not in diverged and not same_step(prediction, real):
                 diverged.add(i)
-                result.divergences[f"{(real.action.split() or [''])[0]}: {describe(prediction)} for {kind_of(real)}"] += 1
+                result.divergences[f"{(real.action.split() or [''])[0]}: {describe(prediction)} for {change_of(real)}"] += 1
             if prediction.reply is None:
                 ended[i] = None
                 continue
@@ -107,7 +109,7 @@ def describe(prediction: Prediction) -> str:
         return "invalid"
     change = prediction.reply.change
     t = Transition(state=(), action="", removed=change.removed, added=change.added, reward=None, outcome=prediction.reply.outcome)
-    return kind_of(t)
+    return change_of(t)
 
 
 @dataclass
@@ -144,16 +146,11 @@ def next_states(
     model: ExperienceModel,
     episodes: Sequence[Episode],
     tasks: dict[str, Task],
-    templates: set[str],
-    things: set[str],
+    kinds: StepKinds,
     batch: int = 256,
     keep: int = 200,
 ) -> NextState:
-    """One-step predictions from true states, where the outcome is determined by what the model is shown.
-
-    ``templates``: action patterns that ever had an effect in real logs, ``things``: names of things in them; they tell a
-    malformed command from a sound one about something absent.
-    """
+    """One-step predictions from true states, where the outcome is determined by what the model is shown."""
     result = NextState()
     pairs = []
     for e in episodes:
@@ -165,7 +162,7 @@ def next_states(
     for start in range(0, len(pairs), batch):
         part = pairs[start : start + batch]
         for (request, t), prediction in zip(part, model.predict([r for r, _ in part]), strict=True):
-            name = class_of(t, templates, things)
+            name = kinds.kind(t)
             right = same_step(prediction, t)
             result.total[name] += 1
             result.right[name] += right
@@ -195,45 +192,12 @@ def determined(request: Request, t: Transition) -> bool:
     return not new or bool(produced)
 
 
-def template(action: str, things: set[str]) -> str:
-    """An action with the names of things taken out."""
-    return " ".join("X" if w in things else w for w in action.split())
-
-
-def things_of(episodes: Sequence[Episode]) -> set[str]:
-    """Names of things and places in the states of real logs."""
-    found: set[str] = set()
-    for e in episodes:
-        for t in e.transitions:
-            for s in t.state:
-                found.add(entity(s))
-                if m := LINE.fullmatch(s):
-                    found.add(m["place"])
-    return found
-
-
-def effective_templates(episodes: Sequence[Episode], things: set[str]) -> set[str]:
-    """Patterns of actions that changed something at least once."""
-    return {template(t.action, things) for e in episodes for t in e.steps if t.change}
-
-
-def class_of(t: Transition, templates: set[str], things: set[str]) -> str:
-    """won, lost, several, one, absent (a thing that is not there), malformed, or none (well formed, no effect)."""
-    kind = kind_of(t)
-    if kind != "none":
-        return kind
-    if template(t.action, things) not in templates:
-        return "malformed"
-    here = {w for s in t.state for w in s.replace("[", " ").replace("]", " ").replace(":", " ").split()}
-    return "absent" if any(w in things and w not in here for w in t.action.split()) else "none"
-
-
 def first_divergences(dreamed: Sequence[Episode], real: Sequence[Episode]) -> dict[str, int]:
     """Where dreamed wins and their real twins part first, counted by verb and kinds of step."""
     found: dict[str, int] = defaultdict(int)
     for d, r in zip(dreamed, real, strict=True):
         for a, b in zip(d.transitions, r.transitions, strict=False):
             if a.change != b.change or a.outcome != b.outcome:
-                found[f"{(a.action.split() or [''])[0]}: dreamed {kind_of(a)}, real {kind_of(b)}"] += 1
+                found[f"{(a.action.split() or [''])[0]}: dreamed {change_of(a)}, real {change_of(b)}"] += 1
                 break
     return dict(sorted(found.items(), key=lambda kv: -kv[1]))

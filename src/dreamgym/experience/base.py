@@ -1,8 +1,9 @@
 """The base language model: a tiny LM of the logs' text, the stand-in for a pretrained LLM.
 
-It reads instruction, (half of the time) world sheet, state, and then what was tried and what changed: no reasoning, no
-success labels beyond the logged outcome. It learns to write what the environment writes, not what the explorers did: no loss
-on actions, so a warm start owes its skill to its demonstrations alone. Policy and experience model are fine-tuned from it.
+It reads instruction, (half of the time) world sheet and state, and then each logged step twice: what was done and what
+came of it, and, where something changed, what came of it and what had been done (inverse dynamics, as in arXiv 2206.11795
+§3). No reasoning, no success labels beyond the logged outcome. So it knows what commands do and what they are called, as a
+pretrained LLM does; what the explorers chose to do in a state it is not asked to learn. Policy and experience model are fine-tuned from it.
 """
 
 from collections import defaultdict
@@ -16,7 +17,7 @@ from dreamgym.lm.local import LocalLM
 from dreamgym.lm.packing import Segment, Tree
 
 Continuation = tuple[str, str]
-"""What was done, and what came of it."""
+"""What is given, and what is learned from it."""
 
 
 def log_texts(episodes: Iterable[Episode], tasks: dict[str, Task], seed: int) -> dict[str, list[Continuation]]:
@@ -26,18 +27,21 @@ def log_texts(episodes: Iterable[Episode], tasks: dict[str, Task], seed: int) ->
         for request, t in requests_of(episode, tasks[episode.task.id]):
             sheet = request.sheet if keyed_rng(seed, "sheet", request.task, *request.state).random() < 0.5 else ()
             world = " " + render_world(request.instruction, sheet, (), request.state)
-            worlds[world].append((f" {render_query((), t.action)}", f" {render_outcome(t.change, t.outcome)}"))
+            done, came = f" {render_query((), t.action)}", f" {render_outcome(t.change, t.outcome)}"
+            worlds[world].append((done, came))
+            if t.change:
+                worlds[world].append((came, done))
     return worlds
 
 
 def base_trees(lm: LocalLM, texts: dict[str, list[Continuation]], seed: int) -> list[Tree]:
-    """Language-modelling trees (loss on all but the actions) in a keyed order."""
+    """Language-modelling trees (loss on the worlds and on the second half of each continuation) in a keyed order."""
     prefixes = lm.encode_batch(list(texts))
     trees = []
     for prefix, continuations in zip(prefixes, texts.values(), strict=True):
-        done = lm.encode_batch([action for action, _ in continuations])
-        came = lm.encode_batch([outcome for _, outcome in continuations])
-        segments = tuple(Segment((*a, *o, lm.eos), len(o) + 1) for a, o in zip(done, came, strict=True))
+        given = lm.encode_batch([g for g, _ in continuations])
+        learned = lm.encode_batch([x for _, x in continuations])
+        segments = tuple(Segment((*g, *x, lm.eos), len(x) + 1) for g, x in zip(given, learned, strict=True))
         trees.append(Tree(tuple(prefix), segments, prefix_trained=True))
     order = keyed_rng(seed, "base").permutation(len(trees))
     return [trees[i] for i in order]

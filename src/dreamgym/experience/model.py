@@ -10,31 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict
-
-from dreamgym.core.grammar import GrammarError, Reply, parse_reply, render_query, render_world
+from dreamgym.core.grammar import GrammarError, Reply, parse_reply
 from dreamgym.core.seeding import keyed_rng
-from dreamgym.core.state import InconsistentChange, State, apply_change, entity
-from dreamgym.core.types import Outcome, StopReason, Transition
+from dreamgym.core.state import InconsistentChange, State, apply_change
+from dreamgym.core.types import Outcome, StopReason
+from dreamgym.experience.prompt import ExperienceConfig, PromptBuilder, Request
 from dreamgym.lm.local import LocalLM
-from dreamgym.replay.buffer import Query, Retrieval
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One step to predict."""
-
-    instruction: str
-    sheet: State
-    """What of the world sheet has not been in sight yet in this episode."""
-    past: tuple[str, ...]
-    """Earlier actions of the episode, oldest first."""
-    state: State
-    action: str
-    episode: str
-    task: str
-    key: tuple[str | int, ...]
-    """Names the random draws: (seed, task, member, turn)."""
+from dreamgym.replay.buffer import Retrieval
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +43,10 @@ class ExperienceModel(Protocol):
 
     def predict(self, requests: Sequence[Request]) -> list[Prediction]: ...
 
+    def recall(self, request: Request) -> Prediction | None:
+        """The answer to an equal question asked before since the last ``use``; None where it has to be predicted."""
+        ...
+
     def use(self, retrieval: Retrieval) -> None:
         """Read similar experiences from ``retrieval`` until the next call of ``use``."""
         ...
@@ -68,27 +54,6 @@ class ExperienceModel(Protocol):
     def costs(self) -> dict[str, int]:
         """Calls and tokens so far, by name."""
         ...
-
-
-class ExperienceConfig(BaseModel):
-    """What the experience model is shown and how it answers. The three flags are the ablations."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    reasoning: bool = True
-    """Reason before the outcome (off: the ablation without experience reasoning)."""
-    sheet: bool = True
-    """Show the world sheet (off: the paper's literal prompt)."""
-    k: int = 1
-    """Similar past experiences shown; 0 = retrieval off. The paper does not state its k."""
-    history: int = 0
-    """Earlier actions shown. The carried state already holds what the episode has revealed, so the default is none."""
-    budget: int = 160
-    """Tokens of one reply."""
-    samples: int = 3
-    """Replies drawn at most per step: the first greedy, the others at ``retry_temperature``."""
-    retry_temperature: float = 0.7
-    same_task: bool = False
-    """Whether experiences of the task at hand may be retrieved (never in evaluation)."""
 
 
 def check(text: str, state: State) -> Prediction:
@@ -104,31 +69,12 @@ def check(text: str, state: State) -> Prediction:
     return Prediction(reply, None, text)
 
 
-class PromptBuilder:
-    """Turns requests into (world, query) prompt texts: the same for training and for prediction."""
-
-    def __init__(self, config: ExperienceConfig, retrieval: Retrieval) -> None:
-        self.config = config
-        self.retrieval = retrieval
-
-    def world(self, request: Request) -> str:
-        past = request.past[-self.config.history :] if self.config.history else ()
-        return render_world(request.instruction, request.sheet if self.config.sheet else (), past, request.state)
-
-    def queries(self, requests: Sequence[Request], exclude_task: Sequence[bool]) -> list[str]:
-        """The action-dependent part, with retrieved experiences of other episodes (and other tasks where asked)."""
-        similar: list[list[Transition]] = [[] for _ in requests]
-        if self.config.k and len(self.retrieval):
-            hits = self.retrieval.topk(
-                [Query(r.state, r.action, r.episode, r.task if x else None) for r, x in zip(requests, exclude_task, strict=True)],
-                self.config.k,
-            )
-            similar = [[h.transition for h in reversed(row)] for row in hits]
-        return [render_query(s, r.action) for s, r in zip(similar, requests, strict=True)]
-
-
 class LocalExperienceModel:
-    """A fine-tuned (or any) causal LM in this process. Greedy: the sheet fixes the world, the policy brings diversity."""
+    """A fine-tuned (or any) causal LM in this process. Greedy: the sheet fixes the world, the policy brings diversity.
+
+    An answer belongs to its question and the snapshot, not to who asked: the draws of a second sample are keyed by the
+    question, so all members of a group get the same answer in whatever order they ask.
+    """
 
     def __init__(self, lm: LocalLM, config: ExperienceConfig, retrieval: Retrieval) -> None:
         self.lm = lm
@@ -150,12 +96,21 @@ class LocalExperienceModel:
             "experience_tokens_out": self.lm.tokens_out,
         }
 
+    def recall(self, request: Request) -> Prediction | None:
+        known = self._memory.get(self._question(request))
+        if known is not None:
+            self.calls += 1
+            self.remembered += 1
+        return known
+
+    def _question(self, r: Request) -> tuple[object, ...]:
+        """All of a request that its answer depends on, beside the snapshot (which holds nothing of a live episode)."""
+        past = r.past[-self.config.history :] if self.config.history else ()
+        return (r.task, r.instruction, r.sheet, past, r.state, r.action)
+
     def predict(self, requests: Sequence[Request]) -> list[Prediction]:
         """Predictions in the order of ``requests``. Equal questions under one snapshot get one answer."""
-        keys = [
-            (r.task, r.instruction, r.sheet, r.past[-self.config.history :] if self.config.history else (), r.state, r.action)
-            for r in requests
-        ]
+        keys = [self._question(r) for r in requests]
         new = {k: r for k, r in zip(keys, requests, strict=True) if k not in self._memory}
         self.calls += len(requests)
         self.remembered += len(requests) - len(new)
@@ -169,7 +124,7 @@ class LocalExperienceModel:
         answers: list[Prediction] = []
         todo = list(range(len(requests)))
         for sample in range(self.config.samples):
-            draws = [keyed_rng("experience", sample, *requests[i].key) for i in todo]
+            draws = [keyed_rng("experience", sample, repr(self._question(requests[i]))) for i in todo]
             replies = self.lm.generate(
                 [prompts[i] for i in todo], self.config.budget, self.config.retry_temperature if sample else 0.0, draws
             )
@@ -188,8 +143,3 @@ class LocalExperienceModel:
             if not todo:
                 break
         return answers
-
-
-def unseen_part(sheet: State, seen: set[str]) -> State:
-    """The facts of a sheet about things that have not been in sight; a thing once seen is the state's business."""
-    return tuple(s for s in sheet if entity(s) not in seen)

@@ -14,7 +14,8 @@ from dreamgym.core.grammar import Reply, render_query, render_reply
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.state import entity
 from dreamgym.core.types import Episode, Task, Transition
-from dreamgym.experience.model import ExperienceConfig, PromptBuilder, Request, unseen_part
+from dreamgym.experience.kinds import StepKinds
+from dreamgym.experience.prompt import ExperienceConfig, PromptBuilder, Request, unseen_part
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.packing import Segment, Tree
 from dreamgym.replay.buffer import Retrieval
@@ -27,7 +28,8 @@ class RepeatConfig(BaseModel):
     several: int = 3
     """Steps that change more than one thing."""
     won: int = 8
-    lost: int = 1
+    absent: int = 2
+    """Commands about things that are not there: a model that has seen few of them puts a similar thing in their place."""
 
 
 def target(t: Transition, reasoning: bool) -> str:
@@ -40,14 +42,6 @@ def target_texts(episodes: Iterable[Episode], reasoning: bool) -> Iterator[str]:
     for episode in episodes:
         for t in episode.steps:
             yield f"{render_query([t], t.action)} {target(t, reasoning)}"
-
-
-def kind_of(t: Transition) -> str:
-    """The class of a step: won, lost, none, one or several (things changed)."""
-    if t.outcome != "go":
-        return t.outcome
-    things = {entity(x) for x in (*t.removed, *t.added)}
-    return "none" if not things else "one" if len(things) == 1 else "several"
 
 
 def requests_of(episode: Episode, task: Task) -> list[tuple[Request, Transition]]:
@@ -85,7 +79,7 @@ def _request(episode: Episode, task: Task, t: Transition, seen: set[str], past: 
 
 def sft_trees(
     lm: LocalLM,
-    episodes: Iterable[Episode],
+    episodes: Sequence[Episode],
     tasks: dict[str, Task],
     retrieval: Retrieval,
     config: ExperienceConfig,
@@ -94,13 +88,14 @@ def sft_trees(
 ) -> list[Tree]:
     """Packed-ready trees for one epoch. ``tasks`` holds each task with its sheet; episodes of other tasks are an error."""
     pairs = [p for e in episodes for p in requests_of(e, tasks[e.task.id])]
+    kinds = StepKinds.of(episodes)
     prompts = PromptBuilder(config, retrieval)
     own_task = [keyed_rng(seed, "own-task", *r.key).random() < 0.5 for r, _ in pairs]
     queries = prompts.queries([r for r, _ in pairs], own_task)
     targets = [target(t, config.reasoning) for _, t in pairs]
     worlds: dict[str, list[int]] = defaultdict(list)
     for i, (r, t) in enumerate(pairs):
-        times = {"several": repeat.several, "won": repeat.won, "lost": repeat.lost}.get(kind_of(t), 1)
+        times = {"several": repeat.several, "won": repeat.won, "absent": repeat.absent}.get(kinds.kind(t), 1)
         worlds[prompts.world(r)] += [i] * times
     prefixes = lm.encode_batch([f" {w}" for w in worlds])
     query_ids = lm.encode_batch([f" {q}" for q in queries])
@@ -115,7 +110,7 @@ def sft_trees(
 
 
 def _distinct_rounds(members: Sequence[int]) -> list[list[int]]:
-    """Repeated members go to separate copies of the tree, so that no tree holds a segment twice."""
+    """Repeated members go to separate copies of the tree, so that no tree holds a logged step twice."""
     rounds: list[list[int]] = []
     counts: dict[int, int] = {}
     for i in members:

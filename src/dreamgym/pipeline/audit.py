@@ -8,10 +8,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from dreamgym.core.env import RealSteps
-from dreamgym.core.state import diff, state_of_text
+from dreamgym.core.record import stop_of, transition_of
+from dreamgym.core.state import state_of_text
 from dreamgym.core.types import Episode, Panel, StopReason, Task, Transition
 from dreamgym.envs.adapter import Adapter
-from dreamgym.experience.audit import effective_templates, first_divergences, next_states, replay_success, things_of
+from dreamgym.experience.audit import first_divergences, next_states, replay_success
+from dreamgym.experience.kinds import StepKinds
 from dreamgym.experience.model import ExperienceModel
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.config import RunConfig
@@ -45,8 +47,7 @@ def audit_run(
     tasks = tasks_of(episodes)
     order = [tasks[t.id] for t in games if t.id in tasks]
     replayed = replay_success(model, episodes, tasks)
-    things = things_of(logs)
-    steps = next_states(model, _some(episodes, STEPS), tasks, effective_templates(logs, things), things)
+    steps = next_states(model, _some(episodes, STEPS), tasks, StepKinds.of(logs))
     dreamed = {name: play_dream(actor, model, adapter.cap, seats_for(order, seed), name) for name, actor in actors.items()}
     gaps = {
         name: {
@@ -61,6 +62,7 @@ def audit_run(
         "games": len(games),
         "episodes": len(episodes),
         "successes": sum(e.real_success() for e in episodes),
+        "near_misses": sum(near_miss(e) for e in episodes),
         "success_precision": replayed.confusion.precision,
         "success_recall": replayed.confusion.recall,
         "invalid": replayed.invalid / max(replayed.episodes, 1),
@@ -83,6 +85,11 @@ def audit_run(
         result |= found
     result["real_steps_audit"] = counter.total
     return result, pairs
+
+
+def near_miss(episode: Episode) -> bool:
+    """A real episode that one action lost after earlier ones had changed something."""
+    return episode.stop == StopReason.LOST and any(t.change for t in episode.transitions[:-1])
 
 
 def dream_wins(
@@ -116,19 +123,8 @@ async def replay_real(adapter: Adapter, dreamed: Sequence[Episode], counter: Rea
         for t in d.transitions:
             answer = await env.step(t.action)
             after = state_of_text(answer.observation)
-            change = diff(state, after)
-            reason = answer.info.get("stop")
-            stop = reason if isinstance(reason, StopReason) else None
-            steps.append(
-                Transition(
-                    state=state,
-                    action=t.action,
-                    removed=change.removed,
-                    added=change.added,
-                    reward=answer.reward,
-                    outcome="won" if stop == StopReason.WON else "lost" if stop == StopReason.LOST else "go",
-                )
-            )
+            steps.append(transition_of(state, t.action, answer, after))
+            stop = stop_of(answer)
             state = after
             if stop is not None:
                 break

@@ -59,7 +59,7 @@ class Dreaming(Section):
     iterations: int = Field(40, ge=0)
     tasks: int = Field(16, ge=1)
     group: int = Field(8, ge=2)
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
     clip: float = 0.2
     passes: int = 2
     environment: str = "dream"

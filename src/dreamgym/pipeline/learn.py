@@ -1,34 +1,23 @@
-"""The learning steps, each from plain inputs to a saved model: base, experience model, warm start, GRPO.
+"""Supervised learning, each step from plain inputs to a saved model: base, experience model, warm start.
 
-The run directory's stages and the benchmark grid call the same functions, so a table and a user's run cannot drift apart.
+The run directory's stages and the benchmark grid call the same functions.
 """
 
-import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dreamgym.core.env import RealSteps
-from dreamgym.core.files import episode_line, episode_of_line, write_atomic
 from dreamgym.core.grammar import render_policy
 from dreamgym.core.types import Episode, Task
-from dreamgym.curriculum.sampler import VarianceSampler
-from dreamgym.dream import SheetBook
-from dreamgym.envs.adapter import Adapter
 from dreamgym.experience.base import base_trees, log_texts
-from dreamgym.experience.model import ExperienceConfig, ExperienceModel
+from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.experience.sft import RepeatConfig, sft_trees, target_texts
 from dreamgym.lm.fit import FitConfig, fit
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.packing import Segment, Tree
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer
 from dreamgym.lm.words import add_whole_words
-from dreamgym.pipeline.play import play_dream, play_real, seats_for, success_rate
 from dreamgym.replay.buffer import ReplayBuffer
-from dreamgym.rl.grpo import GRPOConfig, GRPOTrainer
-from dreamgym.rl.policy import Policy
-from dreamgym.rl.rollout import Rollout, Seat
 
 WHOLE_WORD = 50
 """Words that occur this often in the experience model's targets become one token each."""
@@ -42,7 +31,7 @@ def quiet(done: int, total: int, value: float) -> None:
 def train_base(episodes: Sequence[Episode], tasks: dict[str, Task], config: FitConfig, folder: Path, report: Report = quiet) -> LocalLM:
     """A tokenizer and a tiny language model of the logs' text, saved in ``folder``."""
     texts = log_texts(episodes, tasks, config.seed)
-    tokenizer = train_tokenizer(world + done + came for world, continuations in texts.items() for done, came in continuations)
+    tokenizer = train_tokenizer(world + given + learned for world, continuations in texts.items() for given, learned in continuations)
     lm = LocalLM(tiny_llama(len(tokenizer), config.seed), tokenizer)
     fit(lm.model, base_trees(lm, texts, config.seed), config, folder / "checkpoints", report)
     return _keep(lm, folder)
@@ -92,150 +81,3 @@ def _keep(lm: LocalLM, folder: Path) -> LocalLM:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     lm.model.eval()
     return lm
-
-
-class GRPORun:
-    """One GRPO run in the dream or (the control) in the real environment, checkpointed after every iteration."""
-
-    def __init__(
-        self,
-        start: str | Path,
-        config: GRPOConfig,
-        tasks: dict[str, Task],
-        adapter: Adapter,
-        folder: Path,
-        model: ExperienceModel | None,
-        replay: ReplayBuffer | None,
-        counter: RealSteps,
-    ) -> None:
-        self.config, self.adapter, self.folder, self.counter = config, adapter, folder, counter
-        self.model, self.replay = model, replay
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint, fresh = folder / "checkpoint", folder / ".checkpoint-new"
-        if not checkpoint.exists() and (fresh / "state.json").exists():
-            os.rename(fresh, checkpoint)
-        resumed = checkpoint.exists()
-        self.lm = LocalLM.load(checkpoint if resumed else start)
-        self.trainer = GRPOTrainer(self.lm, config, self._play)
-        self.sheets = SheetBook(tasks.values())
-        self.sampler = VarianceSampler(sorted(tasks), config.seed)
-        self.probe: list[dict[str, float]] = []
-        if resumed:
-            self._resume(checkpoint)
-        _cut(self.folder / "metrics.jsonl", self.iteration, "iteration")
-        dreamed = _cut(self.folder / "episodes.jsonl", self.iteration, "policy_version")
-        if self.replay is not None:
-            self.replay.add(episode_of_line(text) for text in dreamed)
-
-    @property
-    def iteration(self) -> int:
-        return self.trainer.progress.iteration
-
-    def run(self, report: Callable[[dict[str, float]], None], probe: Sequence[Task] = (), every: int = 0) -> LocalLM:
-        """Iterate to the end; with ``probe`` the checkpoint with the best real probe success is returned, else the last."""
-        policy = self.folder / "policy"
-        while self.iteration < self.config.iterations:
-            if self.model is not None and self.replay is not None:
-                self.model.use(self.replay.snapshot())
-            tasks = [self.sheets.tasks[t] for t in self.sampler.next(self.config.tasks)]
-            before = self._spent()
-            played, groups, metrics = self.trainer.iterate(tasks)
-            metrics |= {name: float(n - before[name]) for name, n in self._spent().items()}
-            for name, rewards in groups.items():
-                self.sampler.observe(name, rewards)
-            episodes = [r.episode for r in played]
-            if self.model is not None:
-                self.sheets.learn(episodes)
-                if self.replay is not None:
-                    self.replay.add(episodes)
-            metrics |= self.sampler.metrics() | {
-                "invented": float(self.sheets.invented),
-                "conflicts": float(self.sheets.conflicts),
-                "real_steps": float(self.counter.total),
-            }
-            if probe and every and self.iteration % every == 0:
-                metrics["probe_real_success"] = self._probe(probe)
-            with open(self.folder / "metrics.jsonl", "a") as f:
-                f.write(json.dumps(metrics) + "\n")
-            self._dump(episodes)
-            self._save()
-            report(metrics)
-        if not self.probe:
-            self.lm.save(policy)
-        return LocalLM.load(policy)
-
-    def _play(self, seats: Sequence[Seat]) -> list[Rollout]:
-        actor = Policy(self.lm, self.config.temperature)
-        if self.model is not None:
-            return play_dream(actor, self.model, self.adapter.cap, seats)
-        return play_real(actor, self.adapter, seats, self.counter, "rl", "policy")
-
-    def _spent(self) -> dict[str, int]:
-        """Tokens and calls of this process so far, per component."""
-        own = {"policy_tokens_in": self.lm.tokens_in, "policy_tokens_out": self.lm.tokens_out}
-        return own | (self.model.costs() if self.model is not None else {})
-
-    def _probe(self, tasks: Sequence[Task]) -> float:
-        """Real success on the probe panel; the best so far is kept as the run's policy."""
-        rate = success_rate(
-            play_real(Policy(self.lm, 0.4), self.adapter, seats_for(tasks, self.config.seed), self.counter, "probe", "probe")
-        )
-        if not self.probe or rate >= max(p["success"] for p in self.probe):
-            self.lm.save(self.folder / "policy")
-        self.probe.append({"iteration": float(self.iteration), "success": rate})
-        return rate
-
-    def _dump(self, episodes: Sequence[Episode]) -> None:
-        with open(self.folder / "episodes.jsonl", "a", encoding="utf-8") as f:
-            for e in episodes:
-                f.write(episode_line(e) + "\n")
-
-    def _save(self) -> None:
-        """A new checkpoint beside the old one, then one rename: a kill at any moment leaves a whole one."""
-        fresh, old = self.folder / ".checkpoint-new", self.folder / "checkpoint"
-        shutil.rmtree(fresh, ignore_errors=True)
-        self.trainer.save(fresh)
-        write_atomic(
-            fresh / "state.json",
-            json.dumps(
-                {
-                    "sampler": self.sampler.state_dict(),
-                    "probe": self.probe,
-                    "counts": self.counter.counts,
-                    "sheets": {n: t.sheet for n, t in self.sheets.tasks.items()},
-                    "invented": self.sheets.invented,
-                    "conflicts": self.sheets.conflicts,
-                }
-            ),
-        )
-        gone = self.folder / ".checkpoint-old"
-        shutil.rmtree(gone, ignore_errors=True)
-        if old.exists():
-            os.rename(old, gone)
-        os.rename(fresh, old)
-        shutil.rmtree(gone, ignore_errors=True)
-
-    def _resume(self, checkpoint: Path) -> None:
-        self.trainer.resume(checkpoint)
-        state = json.loads((checkpoint / "state.json").read_text())
-        self.sampler.load_state_dict(state["sampler"])
-        self.probe = state["probe"]
-        self.counter.counts.update(state["counts"])
-        self.sheets.invented, self.sheets.conflicts = state["invented"], state["conflicts"]
-        self.sheets.tasks = {n: t.model_copy(update={"sheet": tuple(state["sheets"][n])}) for n, t in self.sheets.tasks.items()}
-
-
-def _cut(path: Path, iteration: int, field: str) -> list[str]:
-    """Keep the lines of finished iterations in an append-only file; a torn last line goes too."""
-    kept = []
-    for text in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
-        if not text:
-            continue
-        try:
-            number = json.loads(text).get(field, 0)
-        except json.JSONDecodeError:
-            break
-        if number < iteration:
-            kept.append(text)
-    write_atomic(path, "".join(text + "\n" for text in kept))
-    return kept

@@ -36,7 +36,8 @@ def tasks_of(episodes: Iterable[Episode]) -> dict[str, Task]:
 
 
 def successes(episodes: Iterable[Episode]) -> list[Episode]:
-    return [e for e in episodes if e.real_success()]
+    """The valid episodes that were won."""
+    return [e for e in episodes if e.valid and e.real_success()]
 
 
 def counts(episodes: Iterable[Episode]) -> dict[str, int]:

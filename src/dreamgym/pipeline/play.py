@@ -9,7 +9,8 @@ from dreamgym.core.types import Task
 from dreamgym.dream import ENV as DREAM
 from dreamgym.dream import DreamEnv
 from dreamgym.envs.adapter import Adapter
-from dreamgym.experience.model import ExperienceModel, Prediction, Request
+from dreamgym.experience.model import ExperienceModel, Prediction
+from dreamgym.experience.prompt import Request
 from dreamgym.rl.policy import Actor
 from dreamgym.rl.rollout import Rollout, Seat, rollouts
 
@@ -31,6 +32,9 @@ def play_dream(actor: Actor, model: ExperienceModel, cap: int, seats: Sequence[S
 
     def make(seat: Seat, lockstep: Lockstep) -> DreamEnv:
         async def predict(request: Request) -> Prediction:
+            known = model.recall(request)
+            if known is not None:
+                return known
             answer = await lockstep.call("experience", request.key, request)
             assert isinstance(answer, Prediction)
             return answer

@@ -55,7 +55,11 @@ def headline(results: Mapping[str, object]) -> str:
 
 
 def write_results(run: Run) -> dict[str, object]:
-    """``results.json`` of a run: before, after, real steps, paired interval over games, audit."""
+    """``results.json`` of a run: the keys of a level in the benchmark's ``slice.json``, for one seed and the run's own config.
+
+    ``before`` and ``after`` are this run's warm start and trained policy, wherever it was trained. One run trains one arm;
+    other arms and ablations, which the benchmark grid trains, are empty here.
+    """
     panel = run.config.evaluation.panel
     before = list(read_episodes(run.path(f"eval-sft-{panel}.jsonl")))
     after = list(read_episodes(run.path(f"eval-policy-{panel}.jsonl")))
@@ -70,15 +74,19 @@ def write_results(run: Run) -> dict[str, object]:
         "panel": panel,
         "before": [run.summary("eval-sft")["real_success"]],
         "after": [run.summary("eval-policy")["real_success"]],
+        "sft_all": [],
+        "grpo_real": [],
         "dream_after": [policies["policy"]["dream"]],
         "real_steps": {
             "logs": run.summary("collect")["real_steps"],
             "rl": rl["rl_real_steps"],
             "probe": rl["probe_real_steps"],
+            "rl_control": None,
             "audit": audit["real_steps_audit"],
         },
         "paired_interval": paired_interval([successes_by_task(after)], [successes_by_task(before)], ("after", "before")),
         "audit": {k: audit[k] for k in AUDIT_KEYS},
+        "ablations": {},
         "wall_s": stages,
         "peak_rss_gib": round(peak_rss_gib(), 2),
         "versions": versions(),

@@ -13,12 +13,14 @@ from dreamgym.core.files import read_episodes, read_json, write_episodes, write_
 from dreamgym.core.types import Episode, Panel
 from dreamgym.envs.adapter import Adapter, load_adapter
 from dreamgym.experience.annotate import GenericTeacher, annotate
-from dreamgym.experience.model import ExperienceConfig, LocalExperienceModel
+from dreamgym.experience.model import LocalExperienceModel
+from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.audit import audit_run
 from dreamgym.pipeline.config import Optimisation, RunConfig
-from dreamgym.pipeline.learn import GRPORun, train_base, train_experience, warm_start
+from dreamgym.pipeline.grpo_run import GRPORun
+from dreamgym.pipeline.learn import train_base, train_experience, warm_start
 from dreamgym.pipeline.logs import counts, load_logs, successes, tasks_of
 from dreamgym.pipeline.play import play_real, seats_for, success_rate
 from dreamgym.pipeline.run import Run, bar, fit_report
@@ -187,7 +189,7 @@ def train_policy(run: Run) -> Summary:
             progress.update(task, advance=1, description=f"GRPO {where} {m['reward']:.2f} invalid {m['invalid']:.2f}")
 
         probe = adapter.tasks("probe", config.evaluation.probe_games) if config.rl.probe_every else ()
-        lm = rl.run(report, probe, config.rl.probe_every)
+        lm = rl.run(report, probe, config.rl.probe_every, config.evaluation.temperature)
     lm.save(run.path("policy"))
     metrics = rl.trainer.progress.metrics
     spent = {name: sum(m[name] for m in metrics) for name in (metrics[0] if metrics else ()) if "_tokens_" in name or "_calls" in name}

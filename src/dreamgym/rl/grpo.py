@@ -30,7 +30,7 @@ class GRPOConfig(BaseModel):
     """Tasks of one iteration."""
     group: int = 8
     """Members per task."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     clip: float = 0.2
     passes: int = 2
     """Passes over an iteration's samples; each pass is ``updates`` optimiser steps."""

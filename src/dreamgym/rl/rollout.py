@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from dreamgym.core.env import Env
 from dreamgym.core.errors import DreamgymError
 from dreamgym.core.lockstep import BatchFunction, Lockstep
-from dreamgym.core.state import diff, state_of_text
-from dreamgym.core.types import Episode, Outcome, Source, StopReason, Task, Transition
+from dreamgym.core.record import stop_of, transition_of
+from dreamgym.core.state import state_of_text
+from dreamgym.core.types import Episode, Source, StopReason, Task, Transition
 from dreamgym.rl.policy import Actor, Sample, Turn
 
 
@@ -72,19 +73,8 @@ async def _episode(seat: Seat, env: Env, lockstep: Lockstep, source: Source, env
             answer = await env.step(sample.action)
             samples.append(sample)
             after = state_of_text(answer.observation)
-            change = diff(state, after)
-            stop = _stop(answer.terminated, answer.truncated, answer.reward, answer.info.get("stop"))
-            steps.append(
-                Transition(
-                    state=state,
-                    action=sample.action,
-                    removed=change.removed,
-                    added=change.added,
-                    reward=answer.reward,
-                    outcome=_outcome(stop),
-                    reasoning=str(answer.info.get("reasoning", "")),
-                )
-            )
+            stop = stop_of(answer)
+            steps.append(transition_of(state, sample.action, answer, after))
             state = after
     except DreamgymError:
         raise
@@ -105,17 +95,3 @@ async def _episode(seat: Seat, env: Env, lockstep: Lockstep, source: Source, env
         stop=stop or StopReason.INVALID_ENV,
     )
     return Rollout(episode, tuple(samples))
-
-
-def _outcome(stop: StopReason | None) -> Outcome:
-    return "won" if stop == StopReason.WON else "lost" if stop == StopReason.LOST else "go"
-
-
-def _stop(terminated: bool, truncated: bool, reward: float | None, reason: object) -> StopReason | None:
-    if isinstance(reason, StopReason):
-        return reason
-    if reward is None:
-        return StopReason.INVALID_ENV
-    if terminated:
-        return StopReason.WON if reward > 0 else StopReason.LOST
-    return StopReason.MAX_STEPS if truncated else None

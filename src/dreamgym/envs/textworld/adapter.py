@@ -16,7 +16,7 @@ from dreamgym.envs.textworld.games import CAPS, make_games, parse_task_id
 from dreamgym.envs.textworld.panels import check_game, panels
 from dreamgym.envs.textworld.teacher import CookingTeacher
 
-DEMONSTRATIONS = {"easy": 20, "standard": 180}
+DEMONSTRATIONS = {"easy": 18, "standard": 240}
 """Training games with a successful expert episode in the logs; all others hold exploration only."""
 
 

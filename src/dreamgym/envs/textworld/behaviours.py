@@ -236,6 +236,42 @@ def garbled(scene: Scene, rng: np.random.Generator) -> str:
     return " ".join((command[:at] if kind == 3 else []) + tail)
 
 
+def seek(scene: Scene, rng: np.random.Generator) -> str:
+    """Mostly looking for things where they are not: what a policy does that has learned what dishes need, not where things are."""
+    draw = rng.random()
+    unseen = [f for f in FOODS if f not in scene.place]
+    thing = "knife" if draw < 0.2 else _pick(unseen, rng) if draw < 0.75 else _pick(tuple(scene.place), rng)
+    spots = [p for p in ("counter", "table", "fridge", "fridge") if p != scene.place.get(thing)]
+    kind = rng.random()
+    return f"take {thing} from {_pick(spots, rng)}" if kind < 0.75 else f"take {thing}" if kind < 0.85 else absent(scene, rng)
+
+
+def fuss(scene: Scene, rng: np.random.Generator) -> str:
+    """Working on things that the recipe does not want: taken, cut, cooked again and again, put away, eaten. Nothing is lost by it."""
+    spare = [f for f in scene.foods if f not in scene.goal]
+    if not spare:
+        return "open fridge" if scene.text.get("fridge") == "closed" else anything(scene, rng)
+    held = [f for f in spare if scene.place[f] == "held"]
+    if not held or rng.random() < 0.15:
+        food = _pick(spare, rng)
+        return f"take {food}" if scene.place[food] in ("held", "floor") else f"take {food} from {scene.place[food]}"
+    food = _pick(held, rng)
+    cut = _pick(tuple(CUT.values()), rng)
+    return _pick(
+        (
+            f"cook {food} with stove",
+            f"cook {food} with oven",
+            f"cook {food} with {_pick(('stove', 'oven'), rng)}",
+            _with_knife(scene, f"{cut} {food} with knife"),
+            _with_knife(scene, f"{cut} {food} with knife"),
+            f"eat {food}" if rng.random() < 0.5 else f"drop {food}",
+            f"put {food} on {_pick(('counter', 'table', 'stove'), rng)}",
+            f"insert {food} into {_pick(('fridge', 'oven'), rng)}",
+        ),
+        rng,
+    )
+
+
 def anything(scene: Scene, rng: np.random.Generator) -> str:
     """One draw from all the ways to act badly."""
     kind = rng.choice(5, p=[0.3, 0.32, 0.16, 0.08, 0.14])

@@ -1,7 +1,8 @@
 """Recording the offline logs: demonstrations scarce, exploration plentiful, every real step counted.
 
-Per training game: two noisy cooks that give up before the meal is eaten, a premature, a random and a garbled explorer, and
-along all but the last counterfactual single steps (the prefix is re-played, another action is taken, its real outcome kept).
+Per training game: two noisy cooks that give up before the meal is eaten, a premature, a random, a garbled, a seeking and a
+fussing explorer, and along most of them counterfactual single steps (the prefix is re-played, another action is taken, its
+real outcome kept).
 Only the first ``demonstrations`` games also get a successful expert episode.
 """
 
@@ -11,20 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from dreamgym.core.env import RealSteps
+from dreamgym.core.record import stop_of, transition_of
 from dreamgym.core.seeding import keyed_rng
-from dreamgym.core.state import diff, state_of_text
-from dreamgym.core.types import Branch, Episode, Outcome, StopReason, Task, Transition
+from dreamgym.core.state import state_of_text
+from dreamgym.core.types import Branch, Episode, StopReason, Task, Transition
 from dreamgym.envs.textworld.behaviours import (
     Scene,
     absent,
     admissible_like,
     anything,
     expert,
+    fuss,
     garbled,
     malformed,
     near_miss,
     premature,
     read_scene,
+    seek,
 )
 from dreamgym.envs.textworld.env import ENV, TextWorldEnv
 
@@ -53,10 +57,20 @@ class Recorder:
         yield self.episode(env, task, "premature", _noisy(0.5, premature), branches=1, give_up=int(rng.integers(4, 12)))
         yield self.episode(env, task, "random", anything, branches=1, give_up=int(rng.integers(6, 16)))
         yield self.garbled(env, task)
+        yield self.seeking(env, task)
+        yield self.fussing(env, task)
 
     def garbled(self, env: TextWorldEnv, task: Task) -> Episode:
         """A cook whose commands mostly come out garbled: what a policy that samples words really sends."""
         return self.episode(env, task, "garbled", _noisy(0.65, garbled), branches=0, give_up=14)
+
+    def seeking(self, env: TextWorldEnv, task: Task) -> Episode:
+        """A cook who mostly looks for things where they are not."""
+        return self.episode(env, task, "seeking", _noisy(0.65, seek), branches=0, give_up=14)
+
+    def fussing(self, env: TextWorldEnv, task: Task) -> Episode:
+        """A cook who works on what the recipe does not want, so that burned and half-done things are seen."""
+        return self.episode(env, task, "fussing", _noisy(0.15, anything, fuss), branches=0, give_up=16)
 
     def episode(
         self, env: TextWorldEnv, task: Task, name: str, act: Behaviour, branches: int, give_up: int | None, draw: int = 0
@@ -77,12 +91,8 @@ class Recorder:
                 break
             answer = env.step_sync(action)
             after = state_of_text(answer.observation)
-            stop = _stop(answer.info.get("stop"))
-            change = diff(state, after)
-            outcome = _outcome(stop)
-            steps.append(
-                Transition(state=state, action=action, removed=change.removed, added=change.added, reward=answer.reward, outcome=outcome)
-            )
+            stop = stop_of(answer)
+            steps.append(transition_of(state, action, answer, after))
             state = after
         return Episode(
             id=f"{task.id}#{name}{draw}",
@@ -113,11 +123,8 @@ class Recorder:
                 self._replay(env, task, prefix)
             answer = env.step_sync(action)
             after = state_of_text(answer.observation)
-            stop = _stop(answer.info.get("stop"))
-            moved = after != state or stop is not None or env.at_cap
-            change = diff(state, after)
-            outcome = _outcome(stop)
-            yield Transition(state=state, action=action, removed=change.removed, added=change.added, reward=answer.reward, outcome=outcome)
+            moved = after != state or stop_of(answer) is not None or env.at_cap
+            yield transition_of(state, action, answer, after)
         if done:
             self._replay(env, task, prefix)
 
@@ -127,17 +134,9 @@ class Recorder:
             env.step_sync(action)
 
 
-def _stop(reason: object) -> StopReason | None:
-    return reason if isinstance(reason, StopReason) else None
-
-
-def _outcome(stop: StopReason | None) -> Outcome:
-    return "won" if stop == StopReason.WON else "lost" if stop == StopReason.LOST else "go"
-
-
 def _mixed(scene: Scene, rng: np.random.Generator) -> str:
     return (absent, malformed, premature, admissible_like)[int(rng.integers(4))](scene, rng)
 
 
-def _noisy(noise: float, other: Behaviour = anything) -> Behaviour:
-    return lambda scene, rng: other(scene, rng) if rng.random() < noise else expert(scene, rng)
+def _noisy(noise: float, other: Behaviour = anything, usual: Behaviour = expert) -> Behaviour:
+    return lambda scene, rng: other(scene, rng) if rng.random() < noise else usual(scene, rng)

@@ -86,12 +86,17 @@ def _take(x: str, p: str | None, things: Things) -> str:
     return f"{seen} , works"
 
 
+def _recipe(x: str, goal: Goal) -> str:
+    """x held against the recipe's things, one by one."""
+    return "recipe " + " ".join(f"{food} {'same' if food == x else 'differ'}" for food in goal)
+
+
 def _wants(x: str, goal: Goal, which: int, yields: str) -> tuple[str, bool]:
     """What the recipe wants of x against what the action yields: the words, and whether they differ."""
     if x not in goal:
-        return "wants none", False
+        return _recipe(x, goal), False
     wanted = goal[x][which]
-    return f"wants {wanted} get {yields} {'same' if wanted == yields else 'differ'}", wanted != yields
+    return f"{_recipe(x, goal)} , wants {wanted} get {yields} {'same' if wanted == yields else 'differ'}", wanted != yields
 
 
 def _cut(yields: str, x: str, tool: str, things: Things, goal: Goal) -> str:
@@ -113,6 +118,8 @@ def _cook(x: str, source: str, things: Things, goal: Goal) -> str:
     text = things.get(x, ("", ""))[1].split()
     if things.get(x, ("", ""))[0] != "held" or len(text) != 2:
         return f"{seen} , {'not held' if x in things else 'absent'} , {_FAILS}"
+    if text[0] == "burned":
+        return f"{seen} , already burned , {_FAILS}"
     if source not in _COOKS:
         return f"{seen} , {source} cold , {_FAILS}"
     yields = _COOKS[source] if text[0] in ("raw", "fresh") else "burned"
@@ -129,7 +136,7 @@ def _eat(x: str, things: Things, goal: Goal, t: Transition) -> str:
         return f"{seen} , wants meal get meal same , won"
     if len(text.split()) != 2 or text.split()[0] in ("raw", "burned"):
         return f"{seen} , not edible , {_FAILS}"
-    return f"{seen} , edible , {'in recipe , lost' if x in goal else 'not in recipe , works'}"
+    return f"{seen} , edible , {_recipe(x, goal)} , {'lost' if x in goal else 'works'}"
 
 
 def _prepare(things: Things, goal: Goal) -> str:

@@ -1,0 +1,80 @@
+"""What the experience model is asked: a step to predict, and its prompt; the same for training and for prediction.
+
+The stable part comes first (task, sheet, history, state), then the retrieved experiences, then the action.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+from dreamgym.core.grammar import render_query, render_world
+from dreamgym.core.state import State, entity
+from dreamgym.core.types import Transition
+from dreamgym.replay.buffer import Query, Retrieval
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One step to predict."""
+
+    instruction: str
+    sheet: State
+    """What of the world sheet has not been in sight yet in this episode."""
+    past: tuple[str, ...]
+    """Earlier actions of the episode, oldest first."""
+    state: State
+    action: str
+    episode: str
+    task: str
+    key: tuple[str | int, ...]
+    """Names the random draws: (seed, task, member, turn)."""
+
+
+class ExperienceConfig(BaseModel):
+    """What the experience model is shown and how it answers. The three flags are the ablations."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    reasoning: bool = True
+    """Reason before the outcome (off: the ablation without experience reasoning)."""
+    sheet: bool = True
+    """Show the world sheet (off: the paper's literal prompt)."""
+    k: int = 1
+    """Similar past experiences shown; 0 = retrieval off. The paper does not state its k."""
+    history: int = 0
+    """Earlier actions shown. The carried state already holds what the episode has revealed, so the default is none."""
+    budget: int = 160
+    """Tokens of one reply."""
+    samples: int = 3
+    """Replies drawn at most per step: the first greedy, the others at ``retry_temperature``."""
+    retry_temperature: float = 0.7
+    same_task: bool = False
+    """Whether experiences of the task at hand may be retrieved (never in evaluation)."""
+
+
+class PromptBuilder:
+    """Turns requests into (world, query) prompt texts: the same for training and for prediction."""
+
+    def __init__(self, config: ExperienceConfig, retrieval: Retrieval) -> None:
+        self.config = config
+        self.retrieval = retrieval
+
+    def world(self, request: Request) -> str:
+        past = request.past[-self.config.history :] if self.config.history else ()
+        return render_world(request.instruction, request.sheet if self.config.sheet else (), past, request.state)
+
+    def queries(self, requests: Sequence[Request], exclude_task: Sequence[bool]) -> list[str]:
+        """The action-dependent part, with retrieved experiences of other episodes (and other tasks where asked)."""
+        similar: list[list[Transition]] = [[] for _ in requests]
+        if self.config.k and len(self.retrieval):
+            hits = self.retrieval.topk(
+                [Query(r.state, r.action, r.episode, r.task if x else None) for r, x in zip(requests, exclude_task, strict=True)],
+                self.config.k,
+            )
+            similar = [[h.transition for h in reversed(row)] for row in hits]
+        return [render_query(s, r.action) for s, r in zip(similar, requests, strict=True)]
+
+
+def unseen_part(sheet: State, seen: set[str]) -> State:
+    """The facts of a sheet about things that have not been in sight; a thing once seen is the state's business."""
+    return tuple(s for s in sheet if entity(s) not in seen)

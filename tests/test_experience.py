@@ -1,0 +1,113 @@
+"""Kinds of steps, what the experience model is trained on, and what the base language model learns from."""
+
+import pytest
+
+from dreamgym.core.env import Step
+from dreamgym.core.record import stop_of, transition_of
+from dreamgym.core.types import Branch, Episode, StopReason, Task, Transition
+from dreamgym.experience.kinds import StepKinds
+
+pytest.importorskip("torch")
+from dreamgym.experience.base import base_trees, log_texts
+from dreamgym.experience.model import LocalExperienceModel
+from dreamgym.experience.prompt import ExperienceConfig, Request
+from dreamgym.experience.sft import RepeatConfig, sft_trees, target
+from dreamgym.lm.local import LocalLM
+from dreamgym.lm.tiny import tiny_llama, train_tokenizer
+from dreamgym.replay.buffer import ReplayBuffer
+
+START = ("[kitchen] fridge: closed", "[table] lime: fresh")
+OPENED = ("[fridge] egg: raw", "[kitchen] fridge: open", "[table] lime: fresh")
+TASK = Task(id="t/1", instruction="eat lime", first_state=START)
+
+
+def step(state: tuple[str, ...], action: str, after: tuple[str, ...] | None = None, **end: object) -> Transition:
+    answer = Step("", 1.0 if end.get("stop") == StopReason.WON else 0.0, bool(end), False, dict(end))
+    return transition_of(state, action, answer, after if after is not None else state)
+
+
+@pytest.fixture
+def episode() -> Episode:
+    steps = (
+        step(START, "take egg"),
+        step(START, "open fridge", OPENED),
+        step(OPENED, "take egg", ("[held] egg: raw", "[kitchen] fridge: open", "[table] lime: fresh")),
+    )
+    tried = (
+        Branch(at=0, transition=step(START, "juggle lime")),
+        Branch(at=1, transition=step(START, "open fridge fridge")),
+        Branch(at=2, transition=step(OPENED, "take fridge")),
+        Branch(at=2, transition=step(OPENED, "eat lime", ("[fridge] egg: raw", "[kitchen] fridge: open"), stop=StopReason.WON)),
+    )
+    return Episode(
+        id="t/1#x", env="t", task=TASK, source="real", behaviour="x", transitions=steps, branches=tried, stop=StopReason.ABANDONED
+    )
+
+
+def test_how_a_step_ends_is_read_in_one_place():
+    assert stop_of(Step("", 0.0, False, False)) is None
+    assert stop_of(Step("", None, False, False)) is StopReason.INVALID_ENV
+    assert stop_of(Step("", 1.0, True, False)) is StopReason.WON
+    assert stop_of(Step("", 0.0, True, False)) is StopReason.LOST
+    assert stop_of(Step("", 0.0, False, True)) is StopReason.MAX_STEPS
+    assert stop_of(Step("", None, False, True, {"stop": StopReason.INVALID_REPLY})) is StopReason.INVALID_REPLY
+
+
+def test_kinds_of_steps(episode: Episode):
+    kinds = StepKinds.of([episode])
+    assert [kinds.kind(t) for t in episode.steps] == ["absent", "several", "one", "malformed", "malformed", "none", "won"]
+
+
+def lm_of(texts: list[str]) -> LocalLM:
+    tokenizer = train_tokenizer(texts * 10, vocabulary=400)
+    return LocalLM(tiny_llama(len(tokenizer), 0, width=16, layers=1), tokenizer)
+
+
+def test_rare_kinds_are_repeated_and_no_tree_holds_a_step_twice(episode: Episode):
+    config = ExperienceConfig(reasoning=False, k=0)
+    lm = lm_of([target(t, False) for t in episode.steps] + ["@task @sheet @state @do eat lime take egg open fridge juggle table closed"])
+    repeat = RepeatConfig(several=3, won=5, absent=4)
+    trees = sft_trees(lm, [episode], {"t/1": TASK}, ReplayBuffer().snapshot(), config, repeat, seed=0)
+    shown = [lm.decode(s.ids) for tree in trees for s in tree.segments]
+
+    def times(action: str) -> int:
+        return sum(f"@do {action} @" in text for text in shown)
+
+    assert times("take egg") == repeat.absent + 1  # absent from the first state, there in the second
+    assert times("open fridge") == repeat.several
+    assert times("eat lime") == repeat.won
+    assert times("juggle lime") == times("take fridge") == 1
+    assert all(len({s.ids for s in tree.segments}) == len(tree.segments) for tree in trees)
+
+
+def test_the_base_learns_what_commands_do_but_not_which_are_chosen(episode: Episode):
+    texts = log_texts([episode], {"t/1": TASK}, seed=0)
+    pairs = [c for continuations in texts.values() for c in continuations]
+    assert len(pairs) == 7 + 3  # every step forwards, those that changed something also backwards
+    lm = lm_of([a + b for a, b in pairs] + list(texts))
+    for tree in base_trees(lm, texts, seed=0):
+        for s in tree.segments:
+            given, learned = lm.decode(s.ids[: -s.trained]), lm.decode(s.ids[-s.trained :])
+            assert ("@do" in given) != ("@do" in learned)
+            assert "@do" in given or "@add" in given or "@del" in given, "an action is learned from a change only"
+
+
+def test_an_answer_is_remembered_until_the_snapshot_changes_and_belongs_to_its_question():
+    lm = lm_of(["@task @state @do @why @del @add @go @won @lost eat lime take egg open fridge juggle table closed kitchen fresh"])
+    model = LocalExperienceModel(lm, ExperienceConfig(k=0, budget=6), ReplayBuffer().snapshot())
+
+    def request(member: int, action: str) -> Request:
+        return Request("eat lime", (), (), START, action, f"t/1#dream{member}", "t/1", (0, 0, "t/1", member, 0))
+
+    assert model.recall(request(0, "take egg")) is None
+    first, second, third = model.predict([request(0, "take egg"), request(1, "take egg"), request(2, "open fridge")])
+    assert first is second
+    assert first.reply is None
+    assert first.reward is None, "a random model's reply is invalid, not a reward"
+    assert model.recall(request(3, "take egg")) is first
+    assert model.costs()["experience_calls"] == 4
+    assert model.costs()["experience_calls_remembered"] == 2
+    again = LocalExperienceModel(lm, ExperienceConfig(k=0, budget=6), ReplayBuffer().snapshot())
+    assert again.predict([request(7, "open fridge")])[0].text == third.text, "second samples too do not depend on who asked"
+    model.use(ReplayBuffer().snapshot())
+    assert model.recall(request(3, "take egg")) is None
