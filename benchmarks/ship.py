@@ -31,6 +31,7 @@ from dreamgym.rl.policy import Policy
 DATA = Path(__file__).parents[1] / "src" / "dreamgym" / "data"
 WORK = Path(__file__).parent / "work"
 BASE_EPOCHS = 4
+UNREAD = ("agent", "seeking", "fussing")
 AGENT_EPOCHS = {"easy": 8, "standard": 4}
 """The logged agent is an early, weak warm start: its own episodes are nearly all failures."""
 AGENT_GAMES = {"easy": 150, "standard": 200}
@@ -64,7 +65,7 @@ def logs(level: str) -> None:
 
 def base() -> None:
     torch.set_num_threads(2)
-    episodes = [e for level in ("easy", "standard") for e in load_logs([logs_path(level)]) if e.behaviour not in ("agent", "seeking", "fussing")]
+    episodes = [e for level in ("easy", "standard") for e in load_logs([logs_path(level)]) if e.behaviour not in UNREAD]
     lm = train_base(
         episodes,
         tasks_of(episodes),
