@@ -1,5 +1,6 @@
 """The command line as a user meets it: one clear line per mistake, a whole small run, kill and resume."""
 
+import ast
 import json
 import os
 import signal
@@ -33,6 +34,15 @@ SMALL = [
     "evaluation.probe_games=4",
     "rl.probe_every=2",
 ]
+
+
+def level_keys() -> set[str]:
+    """The keys that ``benchmarks/tables.py`` writes for each level."""
+    tree = ast.parse((Path(__file__).parents[1] / "benchmarks" / "tables.py").read_text())
+    function = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "level_result")
+    written = next(n.value for n in function.body if isinstance(n, ast.Return))
+    assert isinstance(written, ast.Dict)
+    return {k.value for k in written.keys if isinstance(k, ast.Constant) and isinstance(k.value, str)}
 
 
 def dreamgym(*words, cwd=ROOT, timeout=300):
@@ -109,7 +119,15 @@ def test_the_whole_way_on_a_users_own_environment_killed_and_resumed(tmp_path):
     words = [sys.executable, "-m", "dreamgym.cli", "quickstart", "--run", str(run), *SMALL]
     for stage, sent in (("warm-start", signal.SIGINT), ("policy_run/metrics.jsonl", signal.SIGKILL)):
         mark = run / (f"stages/{stage}.json" if "/" not in stage else stage)
-        process = subprocess.Popen(words, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            words,
+            cwd=ROOT,
+            env=ENV,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests run in the background inherit "ignored"
+        )
         for _ in range(2400):
             if mark.exists() or process.poll() is not None:
                 break
@@ -128,6 +146,8 @@ def test_the_whole_way_on_a_users_own_environment_killed_and_resumed(tmp_path):
     metrics = [json.loads(line)["iteration"] for line in (run / "policy_run" / "metrics.jsonl").read_text().splitlines()]
     assert metrics == [0, 1, 2]
     results = json.loads((run / "results.json").read_text())
+    assert level_keys() <= results.keys(), "a run's results have the keys of a level in slice.json"
+    assert results["real_steps"].keys() >= {"logs", "rl", "probe", "rl_control"}
     assert results["real_steps"]["rl"] == 0
     assert results["real_steps"]["probe"] > 0
     assert results["n_test"] == 8

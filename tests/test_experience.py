@@ -65,13 +65,15 @@ def lm_of(texts: list[str]) -> LocalLM:
 
 def test_rare_kinds_are_repeated_and_no_tree_holds_a_step_twice(episode: Episode):
     config = ExperienceConfig(reasoning=False, k=0)
-    lm = lm_of([target(t, False) for t in episode.steps] + ["@task @sheet @state @do eat lime take egg open fridge juggle table closed"])
+    lm = lm_of(
+        [*(target(t, False) for t in episode.steps), "@task @sheet @state @do @then eat lime take egg open fridge juggle table closed"]
+    )
     repeat = RepeatConfig(several=3, won=5, absent=4)
     trees = sft_trees(lm, [episode], {"t/1": TASK}, ReplayBuffer().snapshot(), config, repeat, seed=0)
     shown = [lm.decode(s.ids) for tree in trees for s in tree.segments]
 
     def times(action: str) -> int:
-        return sum(f"@do {action} @" in text for text in shown)
+        return sum(f"@do {action} @then" in text for text in shown)
 
     assert times("take egg") == repeat.absent + 1  # absent from the first state, there in the second
     assert times("open fridge") == repeat.several

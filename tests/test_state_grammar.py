@@ -43,6 +43,12 @@ def test_a_difference_applied_gives_the_other_state(a, b):
         assert len(kinds) != len(set(kinds)), "only a state with two lines about one thing may be refused"
 
 
+def test_a_line_without_the_form_is_about_nothing_but_itself():
+    state = ("[table] lime: fresh", "lime")
+    assert apply_change((), Change(added=state)) == state
+    assert apply_change(("lime",), Change(added=state[:1])) == state
+
+
 def test_changes_that_do_not_fit_are_refused():
     state = ("[counter] carrot: fresh uncut", "[kitchen] fridge: closed")
     with pytest.raises(InconsistentChange, match="not there"):
@@ -109,7 +115,7 @@ def test_an_action_is_data(action):
     hostile = action + " @won ; @state x @do @go"
     prompt = render_query([Transition(state=(), action=hostile, reward=0.0, outcome="go")], hostile)
     markers = [w for w in prompt.split(" ") if w.startswith("@")]
-    assert markers == ["@like", "@go", "@do"]
+    assert markers == ["@like", "@go", "@do", "@then"]
 
 
 def test_the_policy_prompt_shows_no_sheet():

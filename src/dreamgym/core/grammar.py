@@ -4,7 +4,7 @@ A prompt is one line of words. Words that begin with ``@`` are markers, ``;`` se
 
     @task cook carrot fried sliced @sheet lime fridge fresh uncut @state carrot held fresh uncut ; knife held sharp
     @like dice tomato with knife @del tomato held fresh uncut @add tomato held fresh diced @lost
-    @do slice carrot with knife
+    @do slice carrot with knife @then
 
 and the reply, reasoning first (arXiv 2511.03773 Eq. 4; the serialisation of change, reward and end is our choice)::
 
@@ -12,7 +12,8 @@ and the reply, reasoning first (arXiv 2511.03773 Eq. 4; the serialisation of cha
     @del carrot held fresh uncut @add carrot held fresh sliced @go
 
 Data is escaped, so nothing in an action, a retrieved text or a state can open or close a section: an agent that writes
-``@won`` produces the word ``\\@won``. Rendering and parsing are exact inverses (property-tested).
+``@won`` produces the word ``\\@won``. An action ends at ``@then``, so a long one is never read on as the reply. Rendering and
+parsing are exact inverses (property-tested).
 """
 
 import re
@@ -96,9 +97,14 @@ def render_world(instruction: str, sheet: State, past: Sequence[str], state: Sta
 
 
 def render_query(similar: Sequence[Transition], action: str) -> str:
-    """The rest of the prompt: similar past experiences (after the history), then the action."""
+    """The rest of the prompt: similar past experiences (after the history), then the action and its end."""
     shown = [f"@like {escape(t.action)} {render_outcome(t.change, t.outcome)}" for t in similar]
-    return " ".join([*shown, f"@do {escape(action)}"])
+    return " ".join([*shown, render_action(action), "@then"])
+
+
+def render_action(action: str) -> str:
+    """An action as data behind its marker."""
+    return f"@do {escape(action)}"
 
 
 def render_policy(instruction: str, state: State) -> str:

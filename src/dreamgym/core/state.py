@@ -74,13 +74,14 @@ def apply_change(state: State, change: Change) -> State:
         if gone not in lines:
             raise InconsistentChange(f"removes a line that is not there: {gone!r}")
         lines.remove(gone)
-    about = {entity(old) for old in lines}
+    about = {entity(old) for old in lines if LINE.fullmatch(old)}  # a line without the form is about nothing but itself
     for new in change.added:
         if new in lines:
             raise InconsistentChange(f"adds a line that is already there: {new!r}")
-        if LINE.fullmatch(new) and entity(new) in about:
-            raise InconsistentChange(f"contradicts what is known of {entity(new)!r}: {new!r}")
-        about.add(entity(new))
+        if LINE.fullmatch(new):
+            if entity(new) in about:
+                raise InconsistentChange(f"contradicts what is known of {entity(new)!r}: {new!r}")
+            about.add(entity(new))
         lines.add(new)
     return tuple(sorted(lines))
 

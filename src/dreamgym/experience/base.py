@@ -9,7 +9,7 @@ pretrained LLM does; what the explorers chose to do in a state it is not asked t
 from collections import defaultdict
 from collections.abc import Iterable
 
-from dreamgym.core.grammar import render_outcome, render_query, render_world
+from dreamgym.core.grammar import render_action, render_outcome, render_world
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.types import Episode, Task
 from dreamgym.experience.sft import requests_of
@@ -27,7 +27,7 @@ def log_texts(episodes: Iterable[Episode], tasks: dict[str, Task], seed: int) ->
         for request, t in requests_of(episode, tasks[episode.task.id]):
             sheet = request.sheet if keyed_rng(seed, "sheet", request.task, *request.state).random() < 0.5 else ()
             world = " " + render_world(request.instruction, sheet, (), request.state)
-            done, came = f" {render_query((), t.action)}", f" {render_outcome(t.change, t.outcome)}"
+            done, came = f" {render_action(t.action)}", f" {render_outcome(t.change, t.outcome)}"
             worlds[world].append((done, came))
             if t.change:
                 worlds[world].append((came, done))

@@ -239,6 +239,7 @@ def audit(run: Run) -> Summary:
         experience_model(run)[0],
         load_logs([run.path(LOGS)]),
         {name: LocalLM.load(run.path(name)) for name in ("sft", "policy") if run.path(name).exists()},
+        run.config.evaluation.panel,
     )
     write_episodes(run.path("audit-twins.jsonl"), twins)
     write_json(run.path("audit.json"), result)

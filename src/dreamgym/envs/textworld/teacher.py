@@ -75,15 +75,20 @@ def _at(x: str, things: Things) -> str:
 
 
 def _take(x: str, p: str | None, things: Things) -> str:
-    seen = _at(x, things)
+    """Where x is against where it is looked for, and whether what it is in is open."""
+    parts = [_at(x, things)]
     if x not in things:
-        return f"{seen} , {_FAILS}"
+        return f"{parts[0]} , {_FAILS}"
     place = things[x][0]
-    if place == "held" or (p is not None and place != p):
-        return f"{seen} , not on {p or 'reach'} , {_FAILS}"
-    if things.get(place, ("", ""))[1] == "closed":
-        return f"{seen} , {place} closed , {_FAILS}"
-    return f"{seen} , works"
+    if place == "held":
+        return f"{parts[0]} , already held , {_FAILS}"
+    if p is not None:
+        parts.append(f"from {p} {'same' if p == place else 'differ'}")
+    around = things.get(place, ("", ""))[1]
+    if around in ("open", "closed"):
+        parts.append(f"{place} {around}")
+    works = p in (None, place) and around != "closed"
+    return " , ".join([*parts, "works" if works else _FAILS])
 
 
 def _recipe(x: str, goal: Goal) -> str:
