@@ -7,8 +7,8 @@
 
 The base language model has not read the agent's own episodes (they were played by a policy that was fine-tuned from an
 earlier base), nor the seeking and fussing ones. As shipped, the logs were recorded in parts: those two explorers, and the last 60
-demonstrations of *standard*, came after the base. ``logs.json`` counts the real steps that were taken, the reading of each
-cookbook at every part included.
+demonstrations of *standard*, came after the base, which has read two demonstrations of *easy* that were left out later.
+``logs.json`` counts the real steps that were taken, the reading of each cookbook at every part included.
 """
 
 import sys

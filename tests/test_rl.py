@@ -169,8 +169,16 @@ def test_lockstep_lets_the_later_function_gather_while_an_earlier_one_is_wanted(
     assert sizes == {"policy": [4, 3, 2, 1], "costly": [4]}
 
 
-def test_too_few_answers_reach_every_waiting_episode_as_an_error():
-    lockstep = Lockstep({"a": lambda requests: requests[:-1]})
+def without_power(requests):
+    raise RuntimeError("no power")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [(without_power, "no power"), (lambda requests: requests[:-1], "batch function 'a' gave 2 answers to 3 requests")],
+)
+def test_a_failing_batch_reaches_every_waiting_episode(function, message):
+    lockstep = Lockstep({"a": function})
 
     async def episode(i):
         try:
@@ -178,22 +186,7 @@ def test_too_few_answers_reach_every_waiting_episode_as_an_error():
         except RuntimeError as e:
             return str(e)
 
-    assert asyncio.run(lockstep.run([episode(i) for i in range(3)])) == ["batch function 'a' gave 2 answers to 3 requests"] * 3
-
-
-def test_a_failing_batch_reaches_every_waiting_episode():
-    def broken(requests):
-        raise RuntimeError("no power")
-
-    lockstep = Lockstep({"a": broken})
-
-    async def episode(i):
-        try:
-            await lockstep.call("a", (i,), i)
-        except RuntimeError as e:
-            return str(e)
-
-    assert asyncio.run(lockstep.run([episode(i) for i in range(3)])) == ["no power"] * 3
+    assert asyncio.run(lockstep.run([episode(i) for i in range(3)])) == [message] * 3
 
 
 def test_the_sampler_prefers_half_solved_tasks_and_resumes_exactly():

@@ -56,21 +56,10 @@ class Recorder:
         rng = keyed_rng(self.seed, task.id, "length")
         yield self.episode(env, task, "premature", _noisy(0.5, premature), branches=1, give_up=int(rng.integers(4, 12)))
         yield self.episode(env, task, "random", anything, branches=1, give_up=int(rng.integers(6, 16)))
-        yield self.garbled(env, task)
-        yield self.seeking(env, task)
-        yield self.fussing(env, task)
-
-    def garbled(self, env: TextWorldEnv, task: Task) -> Episode:
-        """A cook whose commands mostly come out garbled: what a policy that samples words really sends."""
-        return self.episode(env, task, "garbled", _noisy(0.65, garbled), branches=0, give_up=14)
-
-    def seeking(self, env: TextWorldEnv, task: Task) -> Episode:
-        """A cook who mostly looks for things where they are not."""
-        return self.episode(env, task, "seeking", _noisy(0.65, seek), branches=0, give_up=14)
-
-    def fussing(self, env: TextWorldEnv, task: Task) -> Episode:
-        """A cook who works on what the recipe does not want, so that burned and half-done things are seen."""
-        return self.episode(env, task, "fussing", _noisy(0.15, anything, fuss), branches=0, give_up=16)
+        # what a policy that samples words sends, looking where things are not, and working on what the recipe does not want
+        yield self.episode(env, task, "garbled", _noisy(0.65, garbled), branches=0, give_up=14)
+        yield self.episode(env, task, "seeking", _noisy(0.65, seek), branches=0, give_up=14)
+        yield self.episode(env, task, "fussing", _noisy(0.15, anything, fuss), branches=0, give_up=16)
 
     def episode(
         self, env: TextWorldEnv, task: Task, name: str, act: Behaviour, branches: int, give_up: int | None, draw: int = 0
