@@ -14,7 +14,10 @@ from dreamgym.experience.prompt import ExperienceConfig, Request
 from dreamgym.experience.sft import RepeatConfig, sft_trees, target
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer
+from dreamgym.pipeline.audit import audit_run
+from dreamgym.pipeline.config import Evaluation, RunConfig
 from dreamgym.replay.buffer import ReplayBuffer
+from examples.own_environment import adapter
 
 START = ("[kitchen] fridge: closed", "[table] lime: fresh")
 OPENED = ("[fridge] egg: raw", "[kitchen] fridge: open", "[table] lime: fresh")
@@ -113,3 +116,14 @@ def test_an_answer_is_remembered_until_the_snapshot_changes_and_belongs_to_its_q
     assert again.predict([request(7, "open fridge")])[0].text == third.text, "second samples too do not depend on who asked"
     model.use(ReplayBuffer().snapshot())
     assert model.recall(request(3, "take egg")) is None
+
+
+def test_an_audit_of_a_model_that_never_replies_says_so_and_makes_no_optimism_up():
+    lm = lm_of(["@task @state @do @then @why @del @add @go @won @lost unlock door red green blue white key crate chest drawer"])
+    model = LocalExperienceModel(lm, ExperienceConfig(k=0, budget=6), ReplayBuffer().snapshot())
+    config = RunConfig(env="examples.own_environment:adapter", evaluation=Evaluation(audit_games=3))
+    result, pairs = audit_run(config, adapter, model, [], {"sft": lm, "policy": lm})
+    assert result["invalid"] == 1
+    assert result["optimism"] is None
+    assert result["optimism_dream_trained"] is None
+    assert result["dream_wins"] == len(pairs) == 0

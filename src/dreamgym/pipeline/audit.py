@@ -49,14 +49,13 @@ def audit_run(
     replayed = replay_success(model, episodes, tasks)
     steps = next_states(model, _some(episodes, STEPS), tasks, StepKinds.of(logs))
     dreamed = {name: play_dream(actor, model, adapter.cap, seats_for(order, seed), name) for name, actor in actors.items()}
-    gaps = {
-        name: {
-            "dream": dream_rate(dreamed[name]),
-            "real": success_rate(real[name]),
-            "dream_invalid": sum(not r.episode.valid for r in dreamed[name]) / len(order),
-        }
-        for name in actors
-    }
+    gaps, gap_of = {}, {}
+    for name in actors:
+        dream, truth = dream_rate(dreamed[name]), success_rate(real[name])
+        invalid = sum(not r.episode.valid for r in dreamed[name]) / len(order)
+        gaps[name] = {"dream": dream, "real": truth, "dream_invalid": invalid}
+        if dream is not None:
+            gap_of[name] = abs(dream - truth)
     result: dict[str, object] = {
         "panel": panel,
         "games": len(games),
@@ -72,15 +71,14 @@ def audit_run(
         "undetermined": steps.undetermined,
         "lost_precision": steps.precision("lost"),
         "won_precision": steps.precision("won"),
-        "optimism": sum(abs(g["dream"] - g["real"]) for g in gaps.values()) / len(gaps),
+        "optimism": sum(gap_of.values()) / len(gap_of) if gap_of else None,
         "policies": gaps,
         "replay_divergences": dict(replayed.divergences.most_common(20)),
         "errors": steps.errors,
     }
     pairs: list[Episode] = []
     if "policy" in policies:
-        g = gaps["policy"]
-        result["optimism_dream_trained"] = abs(g["dream"] - g["real"])
+        result["optimism_dream_trained"] = gap_of.get("policy")
         found, pairs = dream_wins(Policy(policies["policy"], config.evaluation.temperature), model, adapter, order, seed, counter)
         result |= found
     result["real_steps_audit"] = counter.total

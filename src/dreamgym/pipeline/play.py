@@ -54,7 +54,10 @@ def success_rate(played: Sequence[Rollout]) -> float:
     return sum(valid) / len(valid) if valid else math.nan
 
 
-def dream_rate(played: Sequence[Rollout]) -> float:
-    """Share of dreamed successes among valid dreamed episodes: never a result, only a figure to hold against one."""
+def dream_rate(played: Sequence[Rollout]) -> float | None:
+    """Share of dreamed successes among valid dreamed episodes: never a result, only a figure to hold against one.
+
+    None where no dreamed episode is valid.
+    """
     valid = [r.episode.dream_reward() for r in played if r.episode.valid]
-    return sum(bool(v) for v in valid) / len(valid) if valid else math.nan
+    return sum(bool(v) for v in valid) / len(valid) if valid else None
