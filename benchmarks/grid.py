@@ -24,7 +24,7 @@ from rich.console import Console
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import DreamgymError
 from dreamgym.core.files import write_json
-from dreamgym.core.types import Episode, ResultRow, result_row
+from dreamgym.core.types import Episode, result_row
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
 from dreamgym.experience.annotate import annotate
 from dreamgym.experience.model import LocalExperienceModel
@@ -32,11 +32,11 @@ from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.audit import audit_run
-from dreamgym.pipeline.config import Evaluation, RunConfig, config_hash
+from dreamgym.pipeline.config import Evaluation, Experience, Prompt, RunConfig, config_hash
 from dreamgym.pipeline.grpo_run import GRPORun
 from dreamgym.pipeline.learn import train_experience, warm_start
 from dreamgym.pipeline.logs import counts, load_logs, successes, tasks_of
-from dreamgym.pipeline.play import play_dream, play_real, seats_for
+from dreamgym.pipeline.play import play_real, seats_for
 from dreamgym.pipeline.results import AUDIT_KEYS, peak_rss_gib, versions
 from dreamgym.pipeline.stages import shipped, shipped_steps
 from dreamgym.replay.buffer import ReplayBuffer
@@ -77,7 +77,13 @@ TAUGHT = (
     "experience/sft.py",
     "envs/textworld/teacher.py",
 )
-DREAMED = ("experience/model.py", "experience/audit.py", "envs/textworld/behaviours.py", "pipeline/audit.py")
+DREAMED = (
+    "experience/model.py",
+    "experience/audit.py",
+    "envs/textworld/adapter.py",
+    "envs/textworld/behaviours.py",
+    "pipeline/audit.py",
+)
 DECIDES = {
     "warm": LEARNED,
     "experience": (*LEARNED, *TAUGHT),
@@ -159,7 +165,7 @@ class Cell:
         self.logs = load_logs([shipped(f"logs-{level}.jsonl.xz")])
         self.tasks = tasks_of(self.logs)
         self.counter = RealSteps()
-        self.start = time.perf_counter()
+        self.commit = commit()
 
     def run(self) -> None:
         path = cell_path(self.level, self.method, self.seed)
@@ -167,34 +173,39 @@ class Cell:
             console.print(f"{path.name}: done before")
             return
         console.print(f"[bold]{self.level} {self.method} seed {self.seed}[/bold]")
-        updates, model = 0, None
+        updates, train_s, model = 0, 0.0, None
         if self.method == "base":
             policy = LocalLM.load(shipped("base"))
         elif self.method in ("sft", "sft_all"):
+            start = time.perf_counter()
             policy = LocalLM.load(self.warm())
+            train_s = time.perf_counter() - start
         else:
-            policy, updates, model = self.grpo()
-        train_s = time.perf_counter() - self.start
-        actor = Policy(policy, 0.4)
+            policy, updates, train_s, model = self.grpo()
         test = self.adapter.tasks("test", TEST_GAMES)
-        episodes = [r.episode for r in play_real(actor, self.adapter, seats_for(test, self.seed), self.counter, "test", self.method)]
-        rows = [result_row(e) for e in episodes]
+        seats = seats_for(test, self.seed)
+        episodes = [r.episode for r in play_real(Policy(policy, 0.4), self.adapter, seats, self.counter, "test", self.method)]
         audit: dict[str, object] = {}
         if model is not None:
-            rows += self.dream_rows(actor, model, episodes)
-            audit, _ = audit_run(
-                RunConfig(env=f"textworld/{self.level}", seed=self.seed, evaluation=Evaluation(audit_games=TEST_GAMES)),
-                self.adapter,
-                model,
-                self.logs,
-                {"sft": LocalLM.load(self.warm()), "policy": policy},
-            )
+            found = audit_run(self.audit_config(), self.adapter, model, self.logs, {"sft": LocalLM.load(self.warm()), "policy": policy})
+            audit = found.result
+            episodes += found.dreamed
             write_json(WORK / f"{path.stem}-audit.json", audit)
-        self.write(path, rows, updates, train_s, audit)
+        self.write(path, episodes, updates, train_s, audit)
 
-    def write(self, path: Path, rows: list[ResultRow], updates: int, train_s: float, audit: dict[str, object]) -> None:
+    def audit_config(self) -> RunConfig:
+        return RunConfig(
+            env=f"textworld/{self.level}",
+            seed=self.seed,
+            experience=Experience(prompt=Prompt(**VARIANTS[variant_of(self.method)])),
+            evaluation=Evaluation(audit_games=TEST_GAMES),
+        )
+
+    def write(self, path: Path, episodes: list[Episode], updates: int, train_s: float, audit: dict[str, object]) -> None:
+        """``train_s``: of this arm's own training, without the experience model and the warm start that arms share."""
         kept = {k: v for k, v in audit.items() if k != "errors"}
         steps = self.counter.counts
+        rows = [result_row(e) for e in episodes]
         write_json(
             path,
             {
@@ -203,13 +214,12 @@ class Cell:
                 "seed": self.seed,
                 "config_hash": path.stem.rsplit("-", 1)[1],
                 "config": cell_config(self.level, self.method),
-                "commit": commit(),
+                "commit": self.commit,
                 "versions": versions(),
                 "real_steps": {"logs": shipped_steps(self.level), "rl": steps.get("rl", 0), "probe": steps.get("probe", 0)},
                 "logs": counts(self.logs),
                 "updates": updates,
-                "wall_s": round(time.perf_counter() - self.start, 1),
-                "train_s": round(train_s, 1),
+                "wall_s": round(train_s, 1),
                 "peak_rss_gib": round(peak_rss_gib(), 2),
                 "audit": kept,
                 "rows": [r.model_dump(mode="json") for r in rows],
@@ -250,8 +260,8 @@ class Cell:
             buffer.add(self.logs)
         return LocalExperienceModel(LocalLM.load(folder), prompt, buffer.snapshot()), buffer
 
-    def grpo(self) -> tuple[LocalLM, int, LocalExperienceModel | None]:
-        """GRPO in the dream or for real; the model returned is fresh: frozen buffer of logs, own task excluded."""
+    def grpo(self) -> tuple[LocalLM, int, float, LocalExperienceModel | None]:
+        """GRPO in the dream or for real: policy, updates, seconds, experience model (frozen buffer of logs, own task excluded)."""
         dreaming = self.method.startswith("grpo_dream")
         model, buffer = self.experience() if dreaming else (None, None)
         config = GRPOConfig(**GRPO[self.level], seed=self.seed)
@@ -268,18 +278,15 @@ class Cell:
         policy = run.run(
             lambda m: console.print({k: round(v, 3) for k, v in m.items()}), self.adapter.tasks("probe", PROBE["games"]), PROBE["every"]
         )
+        updates = round(sum(m["updates"] for m in run.trainer.progress.metrics))
+        train_s = sum(m["rollout_s"] + m["update_s"] for m in run.trainer.progress.metrics)
         if model is None:
-            return policy, run.iteration * config.passes * config.updates, None
+            return policy, updates, train_s, None
         frozen = ReplayBuffer()
         if model.config.k:
             frozen.add(self.logs)
         judge = LocalExperienceModel(model.lm, model.config.model_copy(update={"same_task": False}), frozen.snapshot())
-        return policy, run.iteration * config.passes * config.updates, judge
-
-    def dream_rows(self, actor: Policy, model: LocalExperienceModel, real: list[Episode]) -> list[ResultRow]:
-        """The same policy on the same test games in the dream, for the gap between dream and reality."""
-        played = play_dream(actor, model, self.adapter.cap, seats_for(list(tasks_of(real).values()), self.seed))
-        return [result_row(r.episode) for r in played]
+        return policy, updates, train_s, judge
 
 
 def commit() -> str:

@@ -49,15 +49,15 @@ def spread(values: list[float]) -> str:
 def audit_of(level: str, method: str) -> dict[str, float]:
     """Each measure, mean over seeds."""
     audits = [c["audit"] for c in cells(level, method)]
-    return {k: fmean(float(a[k]) for a in audits) for k in AUDIT_KEYS} if audits else {}  # type: ignore[index]
+    known = {k: [float(a[k]) for a in audits if a[k] is not None] for k in AUDIT_KEYS}  # type: ignore[index]
+    return {k: fmean(values) for k, values in known.items() if values}
 
 
 def level_result(level: str) -> dict[str, object]:
     """One level of ``slice.json``."""
     after, before = cells(level, "grpo_dream"), cells(level, "sft")
     control = cells(level, "grpo_real")
-    steps = after[0]["real_steps"]
-    assert isinstance(steps, dict)
+    steps = {k: fmean(c["real_steps"][k] for c in after) for k in ("logs", "rl", "probe")}  # type: ignore[index]
     return {
         "seeds": [c["seed"] for c in after],
         "n_test": len(rows(after[0], "real")),
@@ -87,7 +87,7 @@ def print_level(level: str) -> None:
         "dreamed (no result)",
         "real steps: logs / rl / probe",
         "updates",
-        "train min",
+        "training, min",
         title=f"TextWorld cooking, {level}, test",
     )
     for method in METHODS:
@@ -102,14 +102,14 @@ def print_level(level: str) -> None:
             spread(rates(level, method)),
             spread(rates(level, method, "dream")) if method.startswith("grpo_dream") else "",
             " / ".join(f"{mean[k]:,.0f}" for k in mean),
-            str(found[0]["updates"]),
-            f"{fmean(float(c['train_s']) for c in found) / 60:.1f}",
+            f"{fmean(float(c['updates']) for c in found):,.0f}",  # type: ignore[arg-type]
+            f"{fmean(float(c['wall_s']) for c in found) / 60:.1f}",
         )  # type: ignore[arg-type]
     console.print(table)
     audits = Table("audit", *AUDIT_KEYS)
     for method in METHODS:
         if method.startswith("grpo_dream") and (a := audit_of(level, method)):
-            audits.add_row(method, *(f"{a[k]:.3f}" for k in AUDIT_KEYS))
+            audits.add_row(method, *(f"{a[k]:.3f}" if k in a else "-" for k in AUDIT_KEYS))
     console.print(audits)
 
 

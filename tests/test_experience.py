@@ -122,8 +122,10 @@ def test_an_audit_of_a_model_that_never_replies_says_so_and_makes_no_optimism_up
     lm = lm_of(["@task @state @do @then @why @del @add @go @won @lost unlock door red green blue white key crate chest drawer"])
     model = LocalExperienceModel(lm, ExperienceConfig(k=0, budget=6), ReplayBuffer().snapshot())
     config = RunConfig(env="examples.own_environment:adapter", evaluation=Evaluation(audit_games=3))
-    result, pairs = audit_run(config, adapter, model, [], {"sft": lm, "policy": lm})
-    assert result["invalid"] == 1
-    assert result["optimism"] is None
-    assert result["optimism_dream_trained"] is None
-    assert result["dream_wins"] == len(pairs) == 0
+    found = audit_run(config, adapter, model, [], {"sft": lm, "policy": lm})
+    assert found.result["invalid"] == 1
+    assert found.result["optimism"] is None
+    assert found.result["optimism_dream_trained"] is None
+    assert found.result["dream_win_precision"] is None
+    assert found.result["dream_wins"] == len(found.twins) == 0
+    assert len(found.dreamed) == 3

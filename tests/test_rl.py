@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dreamgym.core.errors import BatchError
 from dreamgym.core.lockstep import Lockstep
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.types import Episode, StopReason, Task, Transition
@@ -175,7 +176,10 @@ def without_power(requests):
 
 @pytest.mark.parametrize(
     ("function", "message"),
-    [(without_power, "no power"), (lambda requests: requests[:-1], "batch function 'a' gave 2 answers to 3 requests")],
+    [
+        (without_power, "a: RuntimeError: no power"),
+        (lambda requests: requests[:-1], "a: RuntimeError: batch function 'a' gave 2 answers to 3 requests"),
+    ],
 )
 def test_a_failing_batch_reaches_every_waiting_episode(function, message):
     lockstep = Lockstep({"a": function})
@@ -183,7 +187,7 @@ def test_a_failing_batch_reaches_every_waiting_episode(function, message):
     async def episode(i):
         try:
             await lockstep.call("a", (i,), i)
-        except RuntimeError as e:
+        except BatchError as e:
             return str(e)
 
     assert asyncio.run(lockstep.run([episode(i) for i in range(3)])) == [message] * 3

@@ -24,5 +24,9 @@ class PanelLeakError(DreamgymError):
     """A task of an evaluation panel was about to enter collection, training or retrieval."""
 
 
+class BatchError(DreamgymError):
+    """A batch function that many episodes share failed: no single episode's fault, so the run stops instead of dropping them."""
+
+
 class BudgetError(DreamgymError):
     """The budget of real environment steps is used up."""

@@ -6,12 +6,14 @@
 
 The functions are named in their order: while anybody waits for an earlier one, the later ones gather more calls. So the costly
 function comes last. A batch is sorted by key: its composition depends on the episodes and not on the event loop. An
-exception in a batch function reaches every episode that waits for it.
+exception in a batch function reaches every episode that waits for it, as a ``BatchError``: it is nobody's own failure.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
+
+from dreamgym.core.errors import BatchError, DreamgymError
 
 T = TypeVar("T")
 Key = tuple[str | int, ...]
@@ -68,8 +70,10 @@ class Lockstep:
             if len(answers) != len(batch):
                 raise RuntimeError(f"batch function {name!r} gave {len(answers)} answers to {len(batch)} requests")
         except Exception as error:  # every waiting episode must hear of it, or it waits for ever
+            failure = error if isinstance(error, DreamgymError) else BatchError(f"{name}: {type(error).__name__}: {error}")
+            failure.__cause__ = error if failure is not error else None
             for _, _, future in batch:
-                future.set_exception(error)
+                future.set_exception(failure)
             return
         for (_, _, future), answer in zip(batch, answers, strict=True):
             future.set_result(answer)

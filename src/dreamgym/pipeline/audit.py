@@ -6,6 +6,7 @@ of episodes does not matter.
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from dreamgym.core.env import RealSteps
 from dreamgym.core.record import stop_of, transition_of
@@ -25,6 +26,18 @@ STEPS = 4000
 """One-step predictions made at most."""
 
 
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found."""
+
+    result: dict[str, object]
+    """All measures, as they are written to ``audit.json``."""
+    twins: list[Episode]
+    """Dreamed wins of the trained policy, each followed by its real twin."""
+    dreamed: list[Episode]
+    """The trained policy's dreamed episodes on the audited games, one each: for the gap between dream and reality."""
+
+
 def audit_run(
     config: RunConfig,
     adapter: Adapter,
@@ -32,10 +45,11 @@ def audit_run(
     logs: Sequence[Episode],
     policies: Mapping[str, LocalLM],
     panel: Panel = "test",
-) -> tuple[dict[str, object], list[Episode]]:
-    """All audit measures on ``panel``; ``policies`` may hold ``sft`` and ``policy`` (the dream-trained one).
+) -> Audit:
+    """All audit measures on ``panel``; ``policies`` may hold ``sft`` and ``policy`` (the trained one).
 
-    Also the dreamed wins of ``policy``, each followed by its real twin.
+    Sheets are what the real episodes of all these policies revealed of a game; a model that is shown none
+    (``experience.prompt.sheet: false``) is asked about nothing that only a sheet could tell it.
     """
     counter = RealSteps(purpose="audit")
     games = adapter.tasks(panel, config.evaluation.audit_games)
@@ -45,6 +59,8 @@ def audit_run(
     real = {name: play_real(actor, adapter, seats_for(games, seed), counter, "audit", name) for name, actor in actors.items()}
     episodes = [r.episode for played in real.values() for r in played if r.episode.valid]
     tasks = tasks_of(episodes)
+    if not config.experience.prompt.sheet:
+        tasks = {name: task.model_copy(update={"sheet": ()}) for name, task in tasks.items()}
     order = [tasks[t.id] for t in games if t.id in tasks]
     replayed = replay_success(model, episodes, tasks)
     steps = next_states(model, _some(episodes, STEPS), tasks, StepKinds.of(logs))
@@ -82,7 +98,7 @@ def audit_run(
         found, pairs = dream_wins(Policy(policies["policy"], config.evaluation.temperature), model, adapter, order, seed, counter)
         result |= found
     result["real_steps_audit"] = counter.total
-    return result, pairs
+    return Audit(result, pairs, [r.episode for r in dreamed.get("policy", ())])
 
 
 def near_miss(episode: Episode) -> bool:
@@ -93,17 +109,21 @@ def near_miss(episode: Episode) -> bool:
 def dream_wins(
     policy: Actor, model: ExperienceModel, adapter: Adapter, tasks: Sequence[Task], seed: int, counter: RealSteps
 ) -> tuple[dict[str, object], list[Episode]]:
-    """Dream-win precision: the share of dreamed wins whose actions also win in the real twin game."""
+    """Dream-win precision: the share of dreamed wins whose actions also win in the real twin game.
+
+    None where there is no dreamed win; a twin whose real environment failed proves nothing and is counted apart.
+    """
     members = max(1, -(-300 // len(tasks)))
     played = play_dream(policy, model, adapter.cap, seats_for(tasks, seed + 1, members))
     wins = [r.episode for r in played if r.episode.valid and r.episode.stop == StopReason.WON]
     twins = asyncio.run(replay_real(adapter, wins, counter))
-    kept = sum(t.stop == StopReason.WON for t in twins)
-    false = [(d, t) for d, t in zip(wins, twins, strict=True) if t.stop != StopReason.WON]
+    played_out = [(d, t) for d, t in zip(wins, twins, strict=True) if t.valid]
+    false = [(d, t) for d, t in played_out if t.stop != StopReason.WON]
     pairs = [e for pair in zip(wins, twins, strict=True) for e in pair]
     return {
-        "dream_win_precision": kept / max(len(wins), 1),
+        "dream_win_precision": 1 - len(false) / len(played_out) if played_out else None,
         "dream_wins": len(wins),
+        "dream_win_twins_invalid": len(wins) - len(played_out),
         "dream_episodes": len(played),
         "dream_win_divergences": first_divergences([d for d, _ in false], [t for _, t in false]),
     }, pairs
@@ -114,19 +134,23 @@ async def replay_real(adapter: Adapter, dreamed: Sequence[Episode], counter: Rea
     twins = []
     for d in dreamed:
         env = adapter.env(counter)
-        observation, _ = await env.reset(d.task, d.seed)
-        state = state_of_text(observation)
         steps: list[Transition] = []
         stop: StopReason | None = None
-        for t in d.transitions:
-            answer = await env.step(t.action)
-            after = state_of_text(answer.observation)
-            steps.append(transition_of(state, t.action, answer, after))
-            stop = stop_of(answer)
-            state = after
-            if stop is not None:
-                break
-        await env.close()
+        try:
+            observation, _ = await env.reset(d.task, d.seed)
+            state = state_of_text(observation)
+            for t in d.transitions:
+                answer = await env.step(t.action)
+                after = state_of_text(answer.observation)
+                steps.append(transition_of(state, t.action, answer, after))
+                stop = stop_of(answer)
+                state = after
+                if stop is not None:
+                    break
+        except (OSError, RuntimeError, ValueError):
+            stop = StopReason.INVALID_ENV
+        finally:
+            await env.close()
         twins.append(
             d.model_copy(
                 update={

@@ -17,6 +17,7 @@ AUDIT_KEYS = (
     "next_state_changing",
     "invalid",
     "optimism",
+    "optimism_dream_trained",
     "dream_win_precision",
 )
 PACKAGES = ("dreamgym", "torch", "transformers", "textworld", "numpy")

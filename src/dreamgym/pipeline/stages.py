@@ -233,7 +233,7 @@ def evaluate(run: Run, arm: str, panel: Panel | None = None) -> Summary:
 
 def audit(run: Run) -> Summary:
     """Hold the dream against the real environment on games it was never trained on."""
-    result, twins = audit_run(
+    found = audit_run(
         run.config,
         load_adapter(run.config.env),
         experience_model(run)[0],
@@ -241,9 +241,9 @@ def audit(run: Run) -> Summary:
         {name: LocalLM.load(run.path(name)) for name in ("sft", "policy") if run.path(name).exists()},
         run.config.evaluation.panel,
     )
-    write_episodes(run.path("audit-twins.jsonl"), twins)
-    write_json(run.path("audit.json"), result)
-    return {k: v for k, v in result.items() if isinstance(v, int | float)}
+    write_episodes(run.path("audit-twins.jsonl"), found.twins)
+    write_json(run.path("audit.json"), found.result)
+    return {k: v for k, v in found.result.items() if isinstance(v, int | float)}
 
 
 STAGES: dict[str, Callable[[Run], Summary]] = {

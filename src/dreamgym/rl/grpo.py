@@ -33,7 +33,7 @@ class GRPOConfig(BaseModel):
     learning_rate: float = 3e-4
     clip: float = 0.2
     passes: int = 2
-    """Passes over an iteration's samples; each pass is ``updates`` optimiser steps."""
+    """Passes over an iteration's samples; each pass is at most ``updates`` optimiser steps (fewer where few rows have an advantage)."""
     updates: int = 4
     temperature: float = 1.0
     max_grad_norm: float = 1.0
@@ -101,7 +101,7 @@ class GRPOTrainer:
         c = self.config
         rows = pack(trees, c.row_length)
         if not rows:
-            return {"clipped": 0.0, "grad_norm": 0.0}
+            return {"clipped": 0.0, "grad_norm": 0.0, "updates": 0.0}
         batches = [collate(rows[i : i + c.rows], self.lm.pad, policy=True) for i in range(0, len(rows), c.rows)]
         self.lm.model.eval()
         with torch.no_grad():
@@ -121,7 +121,12 @@ class GRPOTrainer:
                 norms.append(float(torch.nn.utils.clip_grad_norm_(self.lm.model.parameters(), c.max_grad_norm)))
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
-        return {"clipped": clipped / (total * c.passes), "grad_norm": sum(norms) / len(norms), "policy_tokens": float(total)}
+        return {
+            "clipped": clipped / (total * c.passes),
+            "grad_norm": sum(norms) / len(norms),
+            "updates": float(len(norms)),
+            "policy_tokens": float(total),
+        }
 
     def _logp(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities (at the sampling temperature) and advantages of the policy tokens of a batch, both [N]."""

@@ -100,6 +100,8 @@ def expert(scene: Scene, rng: np.random.Generator) -> str:
             options.append("open fridge" if scene.text.get("fridge") == "closed" else "look")
         elif scene.place[food] != "held":
             options.append(f"take {food} from {scene.place[food]}" if scene.place[food] != "floor" else f"take {food}")
+        elif food not in scene.foods:  # only a dream shows a food without its two attributes
+            options.append("look")
         else:
             has_cooked, has_cut = scene.text[food].split()
             if has_cut == "uncut":
