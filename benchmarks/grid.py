@@ -95,7 +95,7 @@ DECIDES = {
 
 VARIANTS = {"full": {}, "no_reasoning": {"reasoning": False}, "no_retrieval": {"k": 0}, "no_sheet": {"sheet": False}}
 EXPERIENCE = {
-    level: {"epochs": epochs, "learning_rate": 2e-3, "row_length": 320, "rows": 16} for level, epochs in (("easy", 3.0), ("standard", 2.0))
+    level: {"epochs": epochs, "learning_rate": 2e-3, "row_length": 320, "rows": 16} for level, epochs in (("easy", 2.5), ("standard", 2.0))
 }
 SFT = {level: {"epochs": epochs, "rows": 4, "learning_rate": 1e-3} for level, epochs in (("easy", 20.0), ("standard", 12.0))}
 """Epochs chosen on probe (100 games, one seed; docs/results.md)."""

@@ -6,7 +6,7 @@
     python -m benchmarks.ship agent easy       # a weak policy's own episodes, appended to the logs
 
 The base language model has not read the agent's own episodes (they were played by a policy that was fine-tuned from an
-earlier base), nor the seeking and fussing ones. As shipped, the logs were recorded in parts: those two explorers, and the last 60
+earlier base), nor the seeking, fussing and moving ones. As shipped, the logs were recorded in parts: those three explorers, and the last 60
 demonstrations of *standard*, came after the base, which has read two demonstrations of *easy* that were left out later.
 ``logs.json`` counts the real steps that were taken, the reading of each cookbook at every part included.
 """
@@ -31,7 +31,7 @@ from dreamgym.rl.policy import Policy
 DATA = Path(__file__).parents[1] / "src" / "dreamgym" / "data"
 WORK = Path(__file__).parent / "work"
 BASE_EPOCHS = 4
-UNREAD = ("agent", "seeking", "fussing")
+UNREAD = ("agent", "seeking", "fussing", "moving")
 AGENT_EPOCHS = {"easy": 8, "standard": 4}
 """The logged agent is an early, weak warm start: its own episodes are nearly all failures."""
 AGENT_GAMES = {"easy": 150, "standard": 200}

@@ -84,6 +84,16 @@ def test_rare_kinds_are_repeated_and_no_tree_holds_a_step_twice(episode: Episode
     assert times("juggle lime") == times("take fridge") == 1
     assert all(len({s.ids for s in tree.segments}) == len(tree.segments) for tree in trees)
 
+    other = episode.model_copy(
+        update={"id": "t/2#x", "transitions": (step(START, "juggle lime", OPENED), step(OPENED, "take fridge")), "branches": ()}
+    )
+    buffer = ReplayBuffer()
+    buffer.add([other])
+    trees = sft_trees(lm, [episode], {"t/1": TASK}, buffer.snapshot(), config, repeat, seed=0)
+    shown = [lm.decode(s.ids) for tree in trees for s in tree.segments]
+    assert times("juggle lime") == repeat.surprising, "the most similar experience did something"
+    assert times("take fridge") == 1, "the most similar experience says the same"
+
 
 def test_the_base_learns_what_commands_do_but_not_which_are_chosen(episode: Episode):
     texts = log_texts([episode], {"t/1": TASK}, seed=0)

@@ -21,7 +21,8 @@ from textworld.logic import Proposition, Variable
 from dreamgym.core.errors import DataError
 from dreamgym.core.state import LINE, State, entity, line, make_state
 from dreamgym.envs.textworld import panels
-from dreamgym.envs.textworld.behaviours import Scene, admissible_like, anything, expert, read_scene
+from dreamgym.envs.textworld.adapter import TextWorldAdapter
+from dreamgym.envs.textworld.behaviours import Scene, admissible_like, anything, expert, fuss, move, read_scene, seek
 from dreamgym.envs.textworld.env import instruction_of
 from dreamgym.envs.textworld.games import OPTIONS, content_hash, make_game, recipe_of
 from dreamgym.envs.textworld.mapper import FactMapper, View, spaced
@@ -236,6 +237,28 @@ def test_the_short_way_to_a_game_gives_the_game_of_tw_make(level: str, tmp_path:
     assert recipe_of(ours) == recipe_of(theirs)
     worlds = [json.loads(path.with_suffix(".json").read_text())["world"] for path in (ours, theirs)]
     assert worlds[0] == worlds[1]
+
+
+ODD_LINES = st.builds(
+    line,
+    st.sampled_from(["held", "counter", "floor", "fridge", "kitchen", "moon"]),
+    st.sampled_from(["carrot", "egg", "knife", "fridge", "meal", "room", "table"]),
+    st.sampled_from(["", "fried", "fresh uncut", "raw uncut burned", "open", "sharp", "counter stove"]),
+)
+
+
+@given(st.lists(ODD_LINES, min_size=1, max_size=6).map(make_state), st.integers(0, 99))
+def test_every_explorer_acts_on_whatever_a_dream_may_show(state: State, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for explorer in TextWorldAdapter("easy").explorers().values():
+        assert isinstance(explorer("cook carrot fried sliced and egg roasted diced", state, rng), str)
+
+
+@pytest.mark.parametrize("act", [move, fuss, seek])
+def test_an_explorer_of_the_logs_plays_real_games(act: Act) -> None:
+    moments = list(play("easy", 4, act, 12))
+    assert len({m.action for m in moments}) > 3
+    assert len({m.facts for m in moments}) > 1
 
 
 PAIRS = st.tuples(st.text("abcdefghij ", min_size=1, max_size=12), st.sampled_from(["fried", "roasted"]),

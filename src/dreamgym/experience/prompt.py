@@ -63,16 +63,21 @@ class PromptBuilder:
         past = request.past[-self.config.history :] if self.config.history else ()
         return render_world(request.instruction, request.sheet if self.config.sheet else (), past, request.state)
 
+    def similar(self, requests: Sequence[Request], exclude_task: Sequence[bool], k: int) -> list[list[Transition]]:
+        """Up to ``k`` most similar experiences of other episodes (and other tasks where asked), best first."""
+        if not k or not len(self.retrieval):
+            return [[] for _ in requests]
+        asked = [Query(r.state, r.action, r.episode, r.task if x else None) for r, x in zip(requests, exclude_task, strict=True)]
+        return [[h.transition for h in row] for row in self.retrieval.topk(asked, k)]
+
+    def query(self, request: Request, similar: Sequence[Transition]) -> str:
+        """The action-dependent part with the best ``k`` of ``similar``; the most similar comes last, next to the action."""
+        return render_query(similar[: self.config.k][::-1], request.action)
+
     def queries(self, requests: Sequence[Request], exclude_task: Sequence[bool]) -> list[str]:
-        """The action-dependent part, with retrieved experiences of other episodes (and other tasks where asked)."""
-        similar: list[list[Transition]] = [[] for _ in requests]
-        if self.config.k and len(self.retrieval):
-            hits = self.retrieval.topk(
-                [Query(r.state, r.action, r.episode, r.task if x else None) for r, x in zip(requests, exclude_task, strict=True)],
-                self.config.k,
-            )
-            similar = [[h.transition for h in reversed(row)] for row in hits]
-        return [render_query(s, r.action) for s, r in zip(similar, requests, strict=True)]
+        """The action-dependent part of each prompt, its experiences retrieved."""
+        shown = self.similar(requests, exclude_task, self.config.k)
+        return [self.query(r, s) for r, s in zip(requests, shown, strict=True)]
 
 
 def unseen_part(sheet: State, seen: set[str]) -> State:

@@ -2,7 +2,8 @@
 
 Logged steps from one state share that state's prompt: a tree with the world as prefix and one segment per action. The
 own episode is never retrieved, the own task not for half of the prompts. Rare kinds of change are repeated, because a
-tiny model that sees a fridge opened once in a thousand steps does not learn to copy its content.
+tiny model that sees a fridge opened once in a thousand steps does not learn to copy its content; so are steps that went
+another way than the most similar experience, because copying that is right nearly always.
 """
 
 from collections import defaultdict
@@ -30,6 +31,8 @@ class RepeatConfig(BaseModel):
     won: int = 8
     absent: int = 2
     """Commands about things that are not there: a model that has seen few of them puts a similar thing in their place."""
+    surprising: int = 2
+    """Steps whose most similar experience changed something else or ended otherwise."""
 
 
 def target(t: Transition, reasoning: bool) -> str:
@@ -86,17 +89,22 @@ def sft_trees(
     repeat: RepeatConfig,
     seed: int,
 ) -> list[Tree]:
-    """Packed-ready trees for one epoch. ``tasks`` holds each task with its sheet; episodes of other tasks are an error."""
+    """Packed-ready trees for one epoch. ``tasks`` holds each task with its sheet; episodes of other tasks are an error.
+
+    What is repeated does not depend on ``config``, so that ablations learn from the same steps.
+    """
     pairs = [p for e in episodes for p in requests_of(e, tasks[e.task.id])]
     kinds = StepKinds.of(episodes)
     prompts = PromptBuilder(config, retrieval)
     own_task = [keyed_rng(seed, "own-task", *r.key).random() < 0.5 for r, _ in pairs]
-    queries = prompts.queries([r for r, _ in pairs], own_task)
+    similar = prompts.similar([r for r, _ in pairs], own_task, max(config.k, 1))
+    queries = [prompts.query(r, s) for (r, _), s in zip(pairs, similar, strict=True)]
     targets = [target(t, config.reasoning) for _, t in pairs]
     worlds: dict[str, list[int]] = defaultdict(list)
     for i, (r, t) in enumerate(pairs):
         times = {"several": repeat.several, "won": repeat.won, "absent": repeat.absent}.get(kinds.kind(t), 1)
-        worlds[prompts.world(r)] += [i] * times
+        surprising = any((s.change, s.outcome) != (t.change, t.outcome) for s in similar[i][:1])
+        worlds[prompts.world(r)] += [i] * max(times, repeat.surprising if surprising else 1)
     prefixes = lm.encode_batch([f" {w}" for w in worlds])
     query_ids = lm.encode_batch([f" {q}" for q in queries])
     target_ids = lm.encode_batch([f" {t}" for t in targets])

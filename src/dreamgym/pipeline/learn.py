@@ -51,8 +51,7 @@ def train_experience(
     lm = LocalLM.load(base)
     add_whole_words(lm, target_texts(annotated, prompt.reasoning), WHOLE_WORD)
     buffer = ReplayBuffer()
-    if prompt.k:
-        buffer.add(annotated)
+    buffer.add(annotated)
     trees = sft_trees(lm, annotated, tasks, buffer.snapshot(), prompt, repeat or RepeatConfig(), config.seed)
     fit(lm.model, trees, config, folder / "checkpoints", report)
     return _keep(lm, folder)

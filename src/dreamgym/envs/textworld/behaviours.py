@@ -119,6 +119,8 @@ def _with_knife(scene: Scene, command: str) -> str:
 def admissible_like(scene: Scene, rng: np.random.Generator) -> str:
     """A command that is well formed and about things in sight; many of them do something."""
     things = [k for k in scene.place if k not in ("fridge", "oven")]
+    if not things:  # only a dream shows nothing but furniture
+        return "look"
     thing = _pick(things, rng)
     spot = scene.place[thing]
     options = [
@@ -160,7 +162,7 @@ def near_miss(scene: Scene, rng: np.random.Generator) -> str:
 def absent(scene: Scene, rng: np.random.Generator) -> str:
     """A command about something that is not in sight, or not where the command says."""
     unseen = [f for f in FOODS if f not in scene.place]
-    thing = _pick(unseen, rng) if rng.random() < 0.6 else _pick(tuple(scene.place), rng)
+    thing = _pick(unseen, rng) if rng.random() < 0.6 or not scene.place else _pick(tuple(scene.place), rng)
     return _pick(
         (
             f"take {thing} from {_pick(PLACES, rng)}",
@@ -272,6 +274,33 @@ def fuss(scene: Scene, rng: np.random.Generator) -> str:
         ),
         rng,
     )
+
+
+def move(scene: Scene, rng: np.random.Generator) -> str:
+    """A cook who prepares no meal but moves things about all the time, the recipe's too."""
+    action = expert(scene, rng)
+    return action if rng.random() < 0.4 and action not in ("prepare meal", "eat meal", "look") else _rearrange(scene, rng)
+
+
+def _rearrange(scene: Scene, rng: np.random.Generator) -> str:
+    """Putting things down, away and back, finished ones most; reaching for them where they were; cutting what is cut already."""
+    finished = [f for f in scene.foods if not scene.text[f].endswith("uncut") or scene.text[f].split()[0] in ("fried", "roasted")]
+    things = [k for k in scene.place if k not in ("fridge", "oven")]
+    thing = _pick([*things, *["knife"] * ("knife" in things), *finished * 3], rng)
+    spot = scene.place[thing]
+    kind = rng.random()
+    if kind < 0.18:
+        return f"{_pick(('open', 'close'), rng)} {_pick(('fridge', 'fridge', 'oven'), rng)}"
+    if spot == "held":
+        if kind < 0.5 and thing in finished:
+            return _with_knife(scene, f"{_pick(tuple(CUT.values()), rng)} {thing} with knife")
+        places = ("counter", "table", "stove")
+        return _pick(
+            (f"drop {thing}", f"put {thing} on {_pick(places, rng)}", f"insert {thing} into {_pick(('fridge', 'oven'), rng)}"), rng
+        )
+    if kind < 0.5:
+        return f"take {thing} from {_pick([p for p in PLACES if p not in (spot, 'floor')], rng)}"
+    return f"take {thing}" if spot == "floor" or kind > 0.9 else f"take {thing} from {spot}"
 
 
 def anything(scene: Scene, rng: np.random.Generator) -> str:

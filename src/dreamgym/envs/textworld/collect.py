@@ -1,7 +1,7 @@
 """Recording the offline logs: demonstrations scarce, exploration plentiful, every real step counted.
 
-Per training game: two noisy cooks that give up before the meal is eaten, a premature, a random, a garbled, a seeking and a
-fussing explorer, and along most of them counterfactual single steps (the prefix is re-played, another action is taken, its
+Per training game: two noisy cooks that give up before the meal is eaten, a premature, a random, a garbled, a seeking, a fussing
+and a moving explorer, and along most of them counterfactual single steps (the prefix is re-played, another action is taken, its
 real outcome kept).
 Only the first ``demonstrations`` games also get a successful expert episode.
 """
@@ -25,6 +25,7 @@ from dreamgym.envs.textworld.behaviours import (
     fuss,
     garbled,
     malformed,
+    move,
     near_miss,
     premature,
     read_scene,
@@ -56,10 +57,11 @@ class Recorder:
         rng = keyed_rng(self.seed, task.id, "length")
         yield self.episode(env, task, "premature", _noisy(0.5, premature), branches=1, give_up=int(rng.integers(4, 12)))
         yield self.episode(env, task, "random", anything, branches=1, give_up=int(rng.integers(6, 16)))
-        # what a policy that samples words sends, looking where things are not, and working on what the recipe does not want
+        # what a policy that samples words sends, looking where things are not, working on what the recipe does not want, tidying
         yield self.episode(env, task, "garbled", _noisy(0.65, garbled), branches=0, give_up=14)
         yield self.episode(env, task, "seeking", _noisy(0.65, seek), branches=0, give_up=14)
         yield self.episode(env, task, "fussing", _noisy(0.15, anything, fuss), branches=0, give_up=16)
+        yield self.episode(env, task, "moving", move, branches=0, give_up=18)
 
     def episode(
         self, env: TextWorldEnv, task: Task, name: str, act: Behaviour, branches: int, give_up: int | None, draw: int = 0

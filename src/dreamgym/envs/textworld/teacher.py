@@ -58,9 +58,11 @@ def _trace(words: list[str], things: Things, goal: Goal, t: Transition) -> str:
         case ["drop", x]:
             return f"{_at(x, things)} , {'works' if things.get(x, ('', ''))[0] == 'held' else 'not held , ' + _FAILS}"
         case ["put", x, "on", p]:
-            return _put(x, p, p in things.get("room", ("", ""))[1].split(), things)
+            fits = p in things.get("room", ("", ""))[1].split()
+            return _put(x, [] if fits else [f"not on {p}"], fits, things)
         case ["insert", x, "into", p]:
-            return _put(x, p, things.get(p, ("", ""))[1] == "open", things)
+            inside = things.get(p, ("", ""))[1]
+            return _put(x, [f"{p} {inside or 'none'}"], inside == "open", things)
         case ["examine", *_] | ["look"] | ["inventory"]:
             return f"only looking , {_FAILS}"
         case _:
@@ -159,8 +161,9 @@ def _inside(x: str, added: State) -> str:
     return " ".join(inside) or "nothing"
 
 
-def _put(x: str, p: str, fits: bool, things: Things) -> str:
+def _put(x: str, where: list[str], fits: bool, things: Things) -> str:
+    """Where x is, then what speaks for or against the place."""
     seen = _at(x, things)
     if things.get(x, ("", ""))[0] != "held":
         return f"{seen} , not held , {_FAILS}"
-    return f"{seen} , {'works' if fits else f'not on {p} , ' + _FAILS}"
+    return " , ".join([seen, *where, "works" if fits else _FAILS])
