@@ -144,7 +144,7 @@ class Snapshot:
         b = self.buffer
         found: list[list[Hit]] = []
         for start in range(0, len(queries), _BLOCK):
-            block = queries[start:start + _BLOCK]
+            block = queries[start : start + _BLOCK]
             vectors = b.encoder.encode([(q.state, q.action) for q in block])
             scores = vectors @ b._vectors[: self.size].T
             for q, row in zip(block, scores, strict=True):
@@ -166,8 +166,17 @@ class Snapshot:
         k = min(k, self.size)
         if k == 0:
             return []
-        edge = np.partition(row, self.size - k)[self.size - k]
+        edge = row.max() if k == 1 else np.partition(row, self.size - k)[self.size - k]
         candidates = np.flatnonzero(row >= edge)
         order = candidates[np.lexsort((candidates, -row[candidates]))][:k]
-        return [Hit(b._transitions[i], b._names[b._episode_of[i]][2:], b._names[b._task_of[i]][2:],
-                    "real" if b._real[i] else "dream", float(row[i])) for i in order if row[i] > -2.0]
+        return [
+            Hit(
+                b._transitions[i],
+                b._names[b._episode_of[i]][2:],
+                b._names[b._task_of[i]][2:],
+                "real" if b._real[i] else "dream",
+                float(row[i]),
+            )
+            for i in order
+            if row[i] > -2.0
+        ]
