@@ -121,25 +121,27 @@ class LocalExperienceModel:
     def _predict(self, requests: list[Request]) -> list[Prediction]:
         queries = self._prompts.queries(requests, [not self.config.same_task] * len(requests))
         prompts = self.lm.encode_batch([f" {self._prompts.world(r)} {q}" for r, q in zip(requests, queries, strict=True)])
-        answers: list[Prediction] = []
-        todo = list(range(len(requests)))
-        for sample in range(self.config.samples):
-            draws = [keyed_rng("experience", sample, repr(self._question(requests[i]))) for i in todo]
-            replies = self.lm.generate(
-                [prompts[i] for i in todo], self.config.budget, self.config.retry_temperature if sample else 0.0, draws
-            )
-            checked = [
-                check(self.lm.decode(g.ids).strip(" "), requests[i].state)
-                if g.finished
-                else Prediction(None, StopReason.INVALID_REPLY, self.lm.decode(g.ids))
-                for i, g in zip(todo, replies, strict=True)
-            ]
-            if sample == 0:
-                answers = checked
-            else:
-                for i, prediction in zip(todo, checked, strict=True):
-                    answers[i] = prediction
-            todo = [i for i in todo if answers[i].reply is None]
-            if not todo:
-                break
+        answers = self._sample(requests, prompts)
+        drawn = 1
+        while drawn < self.config.samples and (todo := [i for i, a in enumerate(answers) if a.reply is None]):
+            more = min(drawn, self.config.samples - drawn)  # each round doubles what has been drawn: few calls, small batches
+            rows = [(i, n) for i in todo for n in range(drawn, drawn + more)]
+            found = self._sample([requests[i] for i, _ in rows], [prompts[i] for i, _ in rows], [n for _, n in rows])
+            for (i, _), answer in zip(rows, found, strict=True):
+                if answers[i].reply is None:
+                    answers[i] = answer
+            drawn += more
         return answers
+
+    def _sample(self, requests: list[Request], prompts: list[list[int]], numbers: list[int] | None = None) -> list[Prediction]:
+        """One reply per request, checked: greedy, or the sample of that number."""
+        if numbers is None:
+            replies = self.lm.generate(prompts, self.config.budget)
+        else:
+            draws = [keyed_rng("experience", n, repr(self._question(r))) for r, n in zip(requests, numbers, strict=True)]
+            replies = self.lm.generate(prompts, self.config.budget, self.config.retry_temperature, draws)
+        texts = [self.lm.decode(g.ids) for g in replies]
+        return [
+            check(text.strip(" "), r.state) if g.finished else Prediction(None, StopReason.INVALID_REPLY, text)
+            for text, r, g in zip(texts, requests, replies, strict=True)
+        ]
