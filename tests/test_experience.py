@@ -12,7 +12,7 @@ from dreamgym.experience.base import base_trees, log_texts
 from dreamgym.experience.model import LocalExperienceModel
 from dreamgym.experience.prompt import ExperienceConfig, Request
 from dreamgym.experience.sft import RepeatConfig, sft_trees, target
-from dreamgym.lm.local import LocalLM
+from dreamgym.lm.local import Generation, LocalLM
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer
 from dreamgym.pipeline.audit import audit_run
 from dreamgym.pipeline.config import Evaluation, RunConfig
@@ -139,3 +139,41 @@ def test_an_audit_of_a_model_that_never_replies_says_so_and_makes_no_optimism_up
     assert found.result["dream_win_precision"] is None
     assert found.result["dream_wins"] == len(found.twins) == 0
     assert len(found.dreamed) == 3
+
+
+class DrawsByNumber:
+    """A language model that replies by lot: greedy it takes what is not there, and some of its samples fit the state."""
+
+    eos, tokens_in, tokens_out = 0, 0, 0
+    replies = ("@del lime moon fresh @go", "@del lime table fresh @add lime held fresh @go")
+
+    def __init__(self) -> None:
+        self.drawn: list[int] = []
+
+    def encode_batch(self, texts):
+        return [[1] for _ in texts]
+
+    def generate(self, prompts, budget, temperature=0.0, draws=None):
+        self.drawn.append(len(prompts))
+        which = [int(d.random() < 0.3) for d in draws] if draws else [0] * len(prompts)
+        return [Generation((w, 0), (0.0, 0.0), True) for w in which]
+
+    def decode(self, ids):
+        return self.replies[ids[0]]
+
+
+def test_a_reply_that_does_not_fit_is_drawn_again_the_same_for_every_batch():
+    def model(samples: int) -> LocalExperienceModel:
+        return LocalExperienceModel(DrawsByNumber(), ExperienceConfig(k=0, samples=samples), ReplayBuffer().snapshot())  # type: ignore[arg-type]
+
+    asked = [Request("eat lime", (), (), START, f"take lime {n}", "e", f"t/{n}", (n,)) for n in range(40)]
+    together = model(16)
+    answers = together.predict(asked)
+    assert [model(16).predict([r])[0].text for r in asked] == [a.text for a in answers]
+    assert sum(a.reply is not None for a in answers) > 35, "0.3 per sample, 15 samples"
+    assert sum(a.reply is not None for a in model(2).predict(asked)) < 25
+    assert all(a.invalid is StopReason.INVALID_CHANGE for a in model(1).predict(asked))
+    drawn = together.lm.drawn  # type: ignore[attr-defined]
+    assert drawn[:2] == [40, 40]
+    assert all(n % size == 0 for n, size in zip(drawn[1:], (1, 2, 4, 8), strict=False)), "each round doubles what has been drawn"
+    assert sum(drawn[1:]) <= 40 * 15
