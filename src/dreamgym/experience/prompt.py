@@ -45,7 +45,7 @@ class ExperienceConfig(BaseModel):
     """Earlier actions shown. The carried state already holds what the episode has revealed, so the default is none."""
     budget: int = 160
     """Tokens of one reply."""
-    samples: int = 16
+    samples: int = 32
     """Replies drawn at most per step: the first greedy, then, while none is usable, others at ``retry_temperature``."""
     retry_temperature: float = 1.0
     same_task: bool = False
