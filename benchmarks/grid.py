@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,7 +24,7 @@ from rich.console import Console
 
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import DreamgymError
-from dreamgym.core.files import write_json
+from dreamgym.core.files import read_json, write_json
 from dreamgym.core.types import Episode, result_row
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
 from dreamgym.experience.annotate import annotate
@@ -166,6 +167,8 @@ class Cell:
         self.tasks = tasks_of(self.logs)
         self.counter = RealSteps()
         self.commit = commit()
+        self.wall: dict[str, float] = {}
+        """Seconds of training the models that cells share, by model, as noted beside each."""
 
     def run(self) -> None:
         path = cell_path(self.level, self.method, self.seed)
@@ -177,9 +180,7 @@ class Cell:
         if self.method == "base":
             policy = LocalLM.load(shipped("base"))
         elif self.method in ("sft", "sft_all"):
-            start = time.perf_counter()
-            policy = LocalLM.load(self.warm())
-            train_s = time.perf_counter() - start
+            policy, train_s = LocalLM.load(self.warm()), self.wall[self.method]
         else:
             policy, updates, train_s, model = self.grpo()
         test = self.adapter.tasks("test", TEST_GAMES)
@@ -202,7 +203,7 @@ class Cell:
         )
 
     def write(self, path: Path, episodes: list[Episode], updates: int, train_s: float, audit: dict[str, object]) -> None:
-        """``train_s``: of this arm's own training, without the experience model and the warm start that arms share."""
+        """``train_s``: of this arm's own training; models that arms share are apart, in ``shared_wall_s``."""
         kept = {k: v for k, v in audit.items() if k != "errors"}
         steps = self.counter.counts
         rows = [result_row(e) for e in episodes]
@@ -220,6 +221,7 @@ class Cell:
                 "logs": counts(self.logs),
                 "updates": updates,
                 "wall_s": round(train_s, 1),
+                "shared_wall_s": self.wall,
                 "peak_rss_gib": round(peak_rss_gib(), 2),
                 "audit": kept,
                 "rows": [r.model_dump(mode="json") for r in rows],
@@ -235,8 +237,15 @@ class Cell:
         if not (folder / "config.json").exists():
             won = successes(self.logs)
             demos = won if name == "sft_all" else [e for e in won if e.behaviour == "expert"]
-            warm_start(shipped("base"), demos, FitConfig(**SFT[self.level], seed=self.seed), folder)
+            self.timed(folder, lambda: warm_start(shipped("base"), demos, FitConfig(**SFT[self.level], seed=self.seed), folder))
+        self.wall[name] = wall_s(folder)
         return folder
+
+    def timed(self, folder: Path, train: Callable[[], object]) -> None:
+        """Train into ``folder`` and note the seconds there; those of a killed process before it are lost."""
+        start = time.perf_counter()
+        train()
+        write_json(folder / "wall_s.json", {"wall_s": round(time.perf_counter() - start, 1)})
 
     def experience(self) -> tuple[LocalExperienceModel, ReplayBuffer]:
         """The experience model of this level and variant; one for all seeds."""
@@ -246,15 +255,19 @@ class Cell:
         folder = WORK / f"{self.level}-experience-{variant}-{decided}"
         if not (folder / "config.json").exists():
             annotated = list(annotate(self.logs, self.adapter.teacher))
-            train_experience(
-                shipped("base"),
-                annotated,
-                self.tasks,
-                prompt,
-                FitConfig(**EXPERIENCE[self.level]),
+            self.timed(
                 folder,
-                lambda done, total, loss: console.print(f"experience {done}/{total} loss {loss:.4f}"),
+                lambda: train_experience(
+                    shipped("base"),
+                    annotated,
+                    self.tasks,
+                    prompt,
+                    FitConfig(**EXPERIENCE[self.level]),
+                    folder,
+                    lambda done, total, loss: console.print(f"experience {done}/{total} loss {loss:.4f}"),
+                ),
             )
+        self.wall["experience"] = wall_s(folder)
         buffer = ReplayBuffer()
         if prompt.k:
             buffer.add(self.logs)
@@ -287,6 +300,12 @@ class Cell:
             frozen.add(self.logs)
         judge = LocalExperienceModel(model.lm, model.config.model_copy(update={"same_task": False}), frozen.snapshot())
         return policy, updates, train_s, judge
+
+
+def wall_s(folder: Path) -> float:
+    """Seconds that a shared model took; 0 where none were noted."""
+    path = folder / "wall_s.json"
+    return float(str(read_json(path)["wall_s"])) if path.exists() else 0.0
 
 
 def commit() -> str:
