@@ -1,6 +1,7 @@
 """Laws of the objectives, the packing, the lockstep, the sampler and the buffer."""
 
 import asyncio
+import copy
 import random
 from statistics import fmean, pstdev
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dreamgym.core.env import Info, Step
 from dreamgym.core.errors import BatchError
 from dreamgym.core.lockstep import Lockstep
 from dreamgym.core.seeding import keyed_rng
@@ -23,7 +25,10 @@ from dreamgym.lm.local import LocalLM  # noqa: E402
 from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack  # noqa: E402
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
 from dreamgym.lm.words import add_whole_words  # noqa: E402
+from dreamgym.rl.grpo import GRPOConfig, GRPOTrainer  # noqa: E402
 from dreamgym.rl.objectives import clipped_loss, group_advantages  # noqa: E402
+from dreamgym.rl.policy import Policy  # noqa: E402
+from dreamgym.rl.rollout import rollouts  # noqa: E402
 
 REWARDS = st.lists(st.one_of(st.none(), st.sampled_from([0.0, 1.0]), st.floats(0, 1)), min_size=1, max_size=12)
 
@@ -191,6 +196,50 @@ def test_a_failing_batch_reaches_every_waiting_episode(function, message):
             return str(e)
 
     assert asyncio.run(lockstep.run([episode(i) for i in range(3)])) == [message] * 3
+
+
+class OneLetter:
+    """A game of one step, won by an action that holds the instruction's letter."""
+
+    async def reset(self, task: Task, seed: int) -> tuple[str, Info]:
+        self.letter = task.instruction
+        return "[room] mat: here", {"instruction": task.instruction}
+
+    async def step(self, action: str) -> Step:
+        return Step("[room] mat: here", float(self.letter in action), True, False, {})
+
+    async def close(self) -> None:
+        pass
+
+
+def grpo_on_letters(lm: LocalLM, iterations: int) -> GRPOTrainer:
+    trainer = GRPOTrainer(
+        lm,
+        GRPOConfig(iterations=iterations, group=16, learning_rate=1e-2, row_length=128),
+        lambda seats: rollouts(Policy(lm, 1.0), lambda seat, lockstep: OneLetter(), seats, "real", "letters"),
+    )
+    return trainer
+
+
+def test_grpo_learns_and_resumes_exactly(lm, tmp_path):
+    tasks = [Task(id=f"t/{letter}", instruction=letter, first_state=()) for letter in "cdm"]
+    start = copy.deepcopy(lm)
+    trainer = grpo_on_letters(start, 16)
+    steps = []
+    for n in range(16):
+        if n == 12:
+            trainer.save(tmp_path)
+        trainer.iterate(tasks)
+        steps.append(trainer.optimizer.param_groups[0]["lr"])
+    rewards = [m["reward"] for m in trainer.progress.metrics]
+    assert fmean(rewards[-3:]) > fmean(rewards[:3]) + 0.3
+    assert steps == [pytest.approx(1e-2 * (1 - n / 16)) for n in range(16)], "falls linearly"
+
+    again = grpo_on_letters(LocalLM.load(tmp_path), 16)
+    again.resume(tmp_path)
+    for _ in range(4):
+        again.iterate(tasks)
+    assert [m["reward"] for m in again.progress.metrics] == rewards
 
 
 def test_the_sampler_prefers_half_solved_tasks_and_resumes_exactly():

@@ -31,6 +31,7 @@ class GRPOConfig(BaseModel):
     group: int = 8
     """Members per task."""
     learning_rate: float = 3e-4
+    """At the start; it falls linearly to 0 over the iterations. A constant one lets entropy grow without end (docs/results.md)."""
     clip: float = 0.2
     passes: int = 2
     """Passes over an iteration's samples; each pass is at most ``updates`` optimiser steps (fewer where few rows have an advantage)."""
@@ -103,6 +104,8 @@ class GRPOTrainer:
         if not rows:
             return {"clipped": 0.0, "grad_norm": 0.0, "updates": 0.0}
         batches = [collate(rows[i : i + c.rows], self.lm.pad, policy=True) for i in range(0, len(rows), c.rows)]
+        for group in self.optimizer.param_groups:
+            group["lr"] = c.learning_rate * (1 - self.progress.iteration / c.iterations)
         self.lm.model.eval()
         with torch.no_grad():
             old = [self._logp(b)[0] for b in batches]
