@@ -31,7 +31,9 @@ class GRPOConfig(BaseModel):
     group: int = 8
     """Members per task."""
     learning_rate: float = 3e-4
-    """At the start; it falls linearly to 0 over the iterations. A constant one lets entropy grow without end (docs/results.md)."""
+    """Its peak: it rises over ``warmup`` iterations, because Adam's first steps are as long as any and a warm start is easily
+    knocked into loops, and falls linearly to 0 over all, because a constant one lets entropy grow without end (docs/results.md)."""
+    warmup: int = 8
     clip: float = 0.2
     passes: int = 2
     """Passes over an iteration's samples; each pass is at most ``updates`` optimiser steps (fewer where few rows have an advantage)."""
@@ -105,7 +107,7 @@ class GRPOTrainer:
             return {"clipped": 0.0, "grad_norm": 0.0, "updates": 0.0}
         batches = [collate(rows[i : i + c.rows], self.lm.pad, policy=True) for i in range(0, len(rows), c.rows)]
         for group in self.optimizer.param_groups:
-            group["lr"] = c.learning_rate * (1 - self.progress.iteration / c.iterations)
+            group["lr"] = self.learning_rate()
         self.lm.model.eval()
         with torch.no_grad():
             old = [self._logp(b)[0] for b in batches]
@@ -130,6 +132,11 @@ class GRPOTrainer:
             "updates": float(len(norms)),
             "policy_tokens": float(total),
         }
+
+    def learning_rate(self) -> float:
+        """Of the current iteration."""
+        c, n = self.config, self.progress.iteration
+        return c.learning_rate * min(1.0, (n + 1) / max(c.warmup, 1)) * (1 - n / c.iterations)
 
     def _logp(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities (at the sampling temperature) and advantages of the policy tokens of a batch, both [N]."""
