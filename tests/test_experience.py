@@ -142,7 +142,10 @@ def test_an_audit_of_a_model_that_never_replies_says_so_and_makes_no_optimism_up
 
 
 class DrawsByNumber:
-    """A language model that replies by lot: greedy it takes what is not there, and some of its samples fit the state."""
+    """A language model that replies by lot: greedy it takes what is not there, and some of its samples fit the state.
+
+    A real model of this size either never fits the state or always does; how often it does must be known here.
+    """
 
     eos, tokens_in, tokens_out = 0, 0, 0
     replies = ("@del lime moon fresh @go", "@del lime table fresh @add lime held fresh @go")

@@ -213,12 +213,11 @@ class OneLetter:
 
 
 def grpo_on_letters(lm: LocalLM, iterations: int) -> GRPOTrainer:
-    trainer = GRPOTrainer(
+    return GRPOTrainer(
         lm,
         GRPOConfig(iterations=iterations, group=16, learning_rate=2e-2, warmup=2, row_length=128),
         lambda seats: rollouts(Policy(lm, 1.0), lambda seat, lockstep: OneLetter(), seats, "real", "letters"),
     )
-    return trainer
 
 
 def test_grpo_learns_and_resumes_exactly(lm, tmp_path):

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -306,8 +305,6 @@ def check_panels(games: list[panels.Game]) -> None:
 
 @pytest.mark.parametrize("level", ["easy", "standard"])
 def test_shipped_panels_share_no_content_and_are_the_games_built_here(level: str) -> None:
-    if not resources.files("dreamgym.data").joinpath("panels.json").is_file():
-        pytest.skip("dreamgym/data/panels.json is not built yet")
     games = panels.panels(level)
     check_panels(games)
     for panel in panels.SIZES:
