@@ -8,8 +8,9 @@ from dreamgym.core.types import Branch, Episode, StopReason, Task, Transition
 from dreamgym.experience.kinds import StepKinds
 
 pytest.importorskip("torch")
+from dreamgym.experience.audit import replay_success
 from dreamgym.experience.base import base_trees, log_texts
-from dreamgym.experience.model import LocalExperienceModel
+from dreamgym.experience.model import LocalExperienceModel, check
 from dreamgym.experience.prompt import ExperienceConfig, Request
 from dreamgym.experience.sft import RepeatConfig, sft_trees, target
 from dreamgym.lm.local import Generation, LocalLM
@@ -180,3 +181,35 @@ def test_a_reply_that_does_not_fit_is_drawn_again_the_same_for_every_batch():
     assert drawn[:2] == [40, 40]
     assert all(n % size == 0 for n, size in zip(drawn[1:], (1, 2, 4, 8), strict=False)), "each round doubles what has been drawn"
     assert sum(drawn[1:]) <= 40 * 15
+
+
+class Replies:
+    """An experience model that is right, or wrong, in a known way: a raw reply per action."""
+
+    def __init__(self, **by_verb: str) -> None:
+        self.by_verb = by_verb
+
+    def predict(self, requests):
+        return [check(self.by_verb[r.action.split()[0]], r.state) for r in requests]
+
+
+HELD = ("[held] egg: raw", "[kitchen] fridge: open", "[table] lime: fresh")
+
+
+@pytest.mark.parametrize(
+    ("opening", "success", "divergences"),
+    [
+        ("@go", True, {}),  # what the fridge holds cannot be known: it is taken from the real episode
+        ("@del egg fridge raw @go", False, {"take": 1}),  # nor can it here: an invalid end only where it matters
+    ],
+)
+def test_a_replay_takes_from_the_real_episode_only_what_nothing_shown_determines(opening, success, divergences):
+    won = step(HELD, "eat egg", HELD[1:], stop=StopReason.WON)
+    steps = (step(START, "open fridge", OPENED), step(OPENED, "take egg", HELD), won)
+    real = Episode(id="t/1#y", env="t", task=TASK, source="real", behaviour="y", transitions=steps, stop=StopReason.WON)
+    take = "@del egg fridge raw @add egg held raw @go" if success else "@del egg moon raw @go"
+    model = Replies(open=opening, take=take, eat="@del egg held raw @won")
+    result = replay_success(model, [real], {TASK.id: TASK})  # type: ignore[arg-type]
+    assert result.confusion.true_positive == success
+    assert result.invalid == (not success)
+    assert {name.split(":")[0]: n for name, n in result.divergences.items()} == divergences
