@@ -6,8 +6,9 @@
     python -m benchmarks.ship agent easy       # a weak policy's own episodes, appended to the logs
 
 The base language model has not read the agent's own episodes (they were played by a policy that was fine-tuned from an
-earlier base), nor the seeking, fussing and moving ones. As shipped, the logs were recorded in parts: those three explorers, and the last 60
-demonstrations of *standard*, came after the base, which has read two demonstrations of *easy* that were left out later.
+earlier base), nor the seeking, fussing and moving ones. As shipped, the logs were recorded in parts: those three explorers, and the
+demonstrations of *standard*, came after the base, which has read two demonstrations of *easy* and 180 of *standard* (by the cook
+who takes steps in any order) that were left out later.
 ``logs.json`` counts the real steps that were taken, the reading of each cookbook at every part included.
 """
 

@@ -9,15 +9,15 @@ from dreamgym.core.errors import ConfigError
 from dreamgym.core.state import State
 from dreamgym.core.types import Episode, Panel, Task
 from dreamgym.envs.adapter import Explorer
-from dreamgym.envs.textworld.behaviours import Scene, anything, expert, near_miss, read_scene
+from dreamgym.envs.textworld.behaviours import Scene, anything, expert, near_miss, orderly, read_scene
 from dreamgym.envs.textworld.collect import Recorder
 from dreamgym.envs.textworld.env import ENV, TextWorldEnv, look_at
 from dreamgym.envs.textworld.games import CAPS, make_games, parse_task_id
 from dreamgym.envs.textworld.panels import check_game, panels
 from dreamgym.envs.textworld.teacher import CookingTeacher
 
-DEMONSTRATIONS = {"easy": 18, "standard": 240}
-"""Training games with a successful expert episode in the logs; all others hold exploration only."""
+DEMONSTRATIONS = {"easy": (18, expert), "standard": (70, orderly)}
+"""Training games with a successful episode in the logs, and who plays it; all others hold exploration only."""
 
 
 class TextWorldAdapter:
@@ -43,11 +43,12 @@ class TextWorldAdapter:
         return [Task(id=g.task, instruction="", first_state=(), panel=panel, difficulty=self.level) for g in games]
 
     def collect(self, counter: RealSteps, limit: int, seed: int) -> Iterator[Episode]:
+        demonstrations, demonstrator = DEMONSTRATIONS[self.level]
         for i, game in enumerate(panels(self.level, "train")[:limit]):
             check_game(game)
             level, number = parse_task_id(game.task)
             task = look_at(level, number, "train", counter)
-            yield from Recorder(counter, seed).game(task, demonstrate=i < DEMONSTRATIONS[self.level])
+            yield from Recorder(counter, seed, demonstrator).game(task, demonstrate=i < demonstrations)
 
     def explorers(self) -> dict[str, Explorer]:
         """Random, noisy, and two competent cooks, one of whom slips now and then: near misses for the audit."""

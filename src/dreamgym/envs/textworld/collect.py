@@ -3,7 +3,7 @@
 Per training game: two noisy cooks that give up before the meal is eaten, a premature, a random, a garbled, a seeking, a fussing
 and a moving explorer, and along most of them counterfactual single steps (the prefix is re-played, another action is taken, its
 real outcome kept).
-Only the first ``demonstrations`` games also get a successful expert episode.
+Only the first games (``DEMONSTRATIONS`` of the adapter) also get a successful episode of a demonstrator.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,12 +44,13 @@ class Recorder:
 
     counter: RealSteps
     seed: int = 0
+    demonstrator: Behaviour = expert
 
     def game(self, task: Task, demonstrate: bool) -> Iterator[Episode]:
         """All logged episodes of one training game."""
         env = TextWorldEnv(self.counter)
         if demonstrate:
-            yield self.episode(env, task, "expert", expert, branches=0, give_up=None)
+            yield self.episode(env, task, "expert", self.demonstrator, branches=0, give_up=None)
         for i in range(2):
             rng = keyed_rng(self.seed, task.id, "noisy", i)
             noise = float(rng.uniform(0.1, 0.5))
