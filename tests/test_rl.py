@@ -25,10 +25,10 @@ from dreamgym.lm.local import LocalLM  # noqa: E402
 from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack  # noqa: E402
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
 from dreamgym.lm.words import add_whole_words  # noqa: E402
-from dreamgym.rl.grpo import GRPOConfig, GRPOTrainer, episode_return  # noqa: E402
+from dreamgym.rl.grpo import GRPOConfig, GRPOTrainer  # noqa: E402
 from dreamgym.rl.objectives import clipped_loss, group_advantages  # noqa: E402
 from dreamgym.rl.policy import Policy  # noqa: E402
-from dreamgym.rl.rollout import Rollout, rollouts  # noqa: E402
+from dreamgym.rl.rollout import rollouts  # noqa: E402
 
 REWARDS = st.lists(st.one_of(st.none(), st.sampled_from([0.0, 1.0]), st.floats(0, 1)), min_size=1, max_size=12)
 
@@ -196,28 +196,6 @@ def test_a_failing_batch_reaches_every_waiting_episode(function, message):
             return str(e)
 
     assert asyncio.run(lockstep.run([episode(i) for i in range(3)])) == [message] * 3
-
-
-def played(length: int, won: bool, valid: bool = True) -> Rollout:
-    stop = (StopReason.WON if won else StopReason.LOST) if valid else StopReason.INVALID_REPLY
-    steps = [Transition(state=(), action="a", reward=0.0 if valid else None, outcome="go") for _ in range(length - 1)]
-    last = Transition(state=(), action="a", reward=float(won) if valid else None, outcome="won" if won else "lost")
-    task = Task(id="t", instruction="", first_state=())
-    whole = Episode(id="e", env="x", task=task, source="dream", behaviour="policy", transitions=(*steps, last), stop=stop)
-    return Rollout(whole, ())
-
-
-def test_the_discounted_return_prefers_the_sooner_win_and_no_failure_to_another():
-    soon, late, lost, broken = (
-        episode_return(r, 0.9) for r in (played(2, True), played(5, True), played(5, False), played(2, True, valid=False))
-    )
-    assert soon == pytest.approx(0.9)
-    assert late == pytest.approx(0.9**4)
-    assert lost == 0.0
-    assert broken is None
-    assert episode_return(played(5, True)) == 1.0
-    advantages = group_advantages([soon, late, lost, episode_return(played(9, False), 0.9)])
-    assert advantages[0] > advantages[1] > advantages[2] == advantages[3]
 
 
 class OneLetter:

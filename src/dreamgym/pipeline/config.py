@@ -60,7 +60,6 @@ class Dreaming(Section):
     tasks: int = Field(16, ge=1)
     group: int = Field(8, ge=2)
     learning_rate: float = Field(3e-4, gt=0)
-    discount: float = Field(1.0, gt=0, le=1)
     clip: float = 0.2
     passes: int = 2
     environment: str = "dream"

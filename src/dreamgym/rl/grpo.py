@@ -34,9 +34,6 @@ class GRPOConfig(BaseModel):
     """Its peak: it rises over ``warmup`` iterations, because Adam's first steps are as long as any and a warm start is easily
     knocked into loops, and falls linearly to 0 over all, because a constant one lets entropy grow without end (docs/results.md)."""
     warmup: int = 8
-    discount: float = 1.0
-    """Of the return that advantages compare (gamma). Below 1, members that win sooner are better than those that win late: a
-    policy that repeats what does nothing until a lucky draw loses by it (docs/results.md)."""
     clip: float = 0.2
     passes: int = 2
     """Passes over an iteration's samples; each pass is at most ``updates`` optimiser steps (fewer where few rows have an advantage)."""
@@ -78,11 +75,9 @@ class GRPOTrainer:
         rollouts = self.play(seats)
         rolled = time.perf_counter()
         groups: dict[str, list[float | None]] = {t.id: [] for t in tasks}
-        returns: dict[str, list[float | None]] = {t.id: [] for t in tasks}
         for r in rollouts:
             groups[r.episode.task.id].append(episode_return(r))
-            returns[r.episode.task.id].append(episode_return(r, c.discount))
-        advantages = {name: group_advantages(values) for name, values in returns.items()}
+        advantages = {name: group_advantages(rewards) for name, rewards in groups.items()}
         trees = policy_trees([(r, advantages[r.episode.task.id][r.episode.member]) for r in rollouts])
         update = self._update(trees)
         done = time.perf_counter()
@@ -168,11 +163,11 @@ class GRPOTrainer:
         self.progress = Progress(data["iteration"], data["metrics"])
 
 
-def episode_return(rollout: Rollout, discount: float = 1.0) -> float | None:
-    """The sum of ``discount ** t`` x reward over steps t = 0, 1, ...; None where the episode is invalid."""
+def episode_return(rollout: Rollout) -> float | None:
+    """The undiscounted return; None where the episode is invalid."""
     if not rollout.episode.valid:
         return None
-    return sum(discount**n * (t.reward or 0.0) for n, t in enumerate(rollout.episode.transitions))
+    return sum(t.reward or 0.0 for t in rollout.episode.transitions)
 
 
 def policy_trees(rollouts: Sequence[tuple[Rollout, float | None]]) -> list[Tree]:
