@@ -271,3 +271,23 @@ def test_one_action_is_one_command(action):
     assert one_command(action) == ""
     assert one_command("get knife") == "take knife"
     assert one_command("slice red_potato with knife") == "slice red potato with knife"
+
+
+@pytest.mark.parametrize("level", ["easy", "standard"])
+def test_a_shipped_demonstration_is_what_the_levels_demonstrator_plays(level):
+    pytest.importorskip("textworld", reason="needs the extra [textworld]")
+    from dreamgym.envs.textworld.adapter import DEMONSTRATIONS, TextWorldAdapter
+    from dreamgym.envs.textworld.collect import Recorder
+    from dreamgym.envs.textworld.env import TextWorldEnv
+    from dreamgym.pipeline.logs import load_logs
+    from dreamgym.pipeline.stages import shipped
+
+    count, demonstrator = DEMONSTRATIONS[level]
+    shown = [e for e in load_logs([shipped(f"logs-{level}.jsonl.xz")]) if e.behaviour == "expert"]
+    assert len(shown) == count
+    assert all(e.stop == StopReason.WON for e in shown)
+    TextWorldAdapter(level).tasks("train", 1)  # compiles its game
+    counter = RealSteps()
+    again = Recorder(counter, 0, demonstrator).episode(TextWorldEnv(counter), shown[0].task, "expert", demonstrator, 0, None)
+    assert [t.action for t in again.transitions] == [t.action for t in shown[0].transitions]
+    assert counter.total == len(again.transitions) + 1
