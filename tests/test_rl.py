@@ -25,10 +25,10 @@ from dreamgym.lm.local import LocalLM  # noqa: E402
 from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack  # noqa: E402
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
 from dreamgym.lm.words import add_whole_words  # noqa: E402
-from dreamgym.rl.grpo import GRPOConfig, GRPOTrainer  # noqa: E402
-from dreamgym.rl.objectives import clipped_loss, group_advantages  # noqa: E402
-from dreamgym.rl.policy import Policy  # noqa: E402
-from dreamgym.rl.rollout import rollouts  # noqa: E402
+from dreamgym.rl.grpo import GRPOConfig, GRPOTrainer, has_effect, policy_trees  # noqa: E402
+from dreamgym.rl.objectives import clipped_loss, group_advantages, step_advantages  # noqa: E402
+from dreamgym.rl.policy import Policy, Sample  # noqa: E402
+from dreamgym.rl.rollout import Rollout, rollouts  # noqa: E402
 
 REWARDS = st.lists(st.one_of(st.none(), st.sampled_from([0.0, 1.0]), st.floats(0, 1)), min_size=1, max_size=12)
 
@@ -42,6 +42,39 @@ def test_advantages_are_centred_scaled_and_blind_to_invalid_members(rewards):
     if valid and any(valid):
         assert fmean(valid) == pytest.approx(0, abs=1e-6)
         assert pstdev(valid) == pytest.approx(1, abs=1e-6)
+
+
+@given(st.floats(-3, 3), st.lists(st.booleans(), max_size=8), st.floats(0, 1))
+def test_a_step_without_effect_has_no_part_in_a_win_and_all_of_a_failure(advantage, effective, penalty):
+    credit = step_advantages(advantage, effective, penalty)
+    assert [c for c, e in zip(credit, effective, strict=True) if e] == [advantage] * sum(effective)
+    idle = [c for c, e in zip(credit, effective, strict=True) if not e]
+    assert all(c == (-penalty if advantage > 0 else advantage - penalty) for c in idle)
+    assert step_advantages(advantage, effective, None) == [advantage] * len(effective), "plain GRPO"
+
+
+@pytest.mark.parametrize(("advantage", "penalty", "taught"), [
+    (1.0, 0.3, {(1,): 1.0, (2,): -0.3, (3,): 1.0}),
+    (-1.0, 0.3, {(1,): -1.0, (2,): -1.3, (3,): -1.0}),
+    (0.0, 0.3, {(2,): -0.3}),  # a group without variance
+    (0.0, None, {}),
+    (None, 0.3, {}),  # an invalid episode
+])
+def test_what_a_repeated_command_is_taught_in_an_episode(advantage, penalty, taught):
+    there, here = ("[room] key: table",), ("[room] key: hands",)
+    steps = (
+        Transition(state=there, action="take key", removed=there, added=here, reward=0.0, outcome="go"),
+        Transition(state=here, action="take key", reward=0.0, outcome="go"),
+        Transition(state=here, action="open door", reward=1.0, outcome="won"),
+    )
+    assert [has_effect(t) for t in steps] == [True, False, True]
+    episode = Episode(id="e", env="x", task=Task(id="t", instruction="", first_state=there), source="dream", behaviour="policy",
+                      transitions=steps, stop=StopReason.WON)  # fmt: skip
+    samples = tuple(Sample((7, 8), (n,), (-1.0,), t.action) for n, t in enumerate(steps, 1))
+    trees = policy_trees([(Rollout(episode, samples), advantage)], penalty)
+    segments = [s for tree in trees for s in tree.segments]
+    assert {s.ids[-1:]: pytest.approx(s.advantage) for s in segments} == taught
+    assert [tree.prefix for tree in trees] == [(7,)] * bool(taught)
 
 
 def test_the_value_of_a_group_is_its_variance():

@@ -61,6 +61,8 @@ class Dreaming(Section):
     group: int = Field(8, ge=2)
     learning_rate: float = Field(3e-4, gt=0)
     clip: float = 0.2
+    no_effect_penalty: float | None = Field(0.3, ge=0)
+    """Of a step that changes nothing; null = plain GRPO."""
     passes: int = 2
     environment: str = "dream"
     """``dream``, or ``real`` for the control arm (its steps are counted)."""

@@ -207,7 +207,14 @@ def train_policy(run: Run) -> Summary:
 def grpo_config(config: RunConfig) -> GRPOConfig:
     r = config.rl
     return GRPOConfig(
-        iterations=r.iterations, tasks=r.tasks, group=r.group, learning_rate=r.learning_rate, clip=r.clip, passes=r.passes, seed=config.seed
+        iterations=r.iterations,
+        tasks=r.tasks,
+        group=r.group,
+        learning_rate=r.learning_rate,
+        clip=r.clip,
+        no_effect_penalty=r.no_effect_penalty,
+        passes=r.passes,
+        seed=config.seed,
     )
 
 

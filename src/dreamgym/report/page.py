@@ -271,7 +271,8 @@ def charts(metrics: list[Json], dreaming: bool, evaluations: list[Json]) -> list
               *([Series("real: success on the probe panel (chooses the checkpoint)", "s-probe", "triangle", probes)] if probes else []),
               Series(f"real: success on the {e['panel']} panel, before and after", "s-real", "square", real)]
     health = [Series("share of invalid episodes", "s-invalid", "ring", at("invalid"), joined=True),
-              Series("share of groups without variance (nothing to learn)", "s-zero", "ring", at("zero_variance_groups"), joined=True)]
+              Series("share of groups without variance (nothing to learn)", "s-zero", "ring", at("zero_variance_groups"), joined=True),
+              Series("share of steps that changed nothing", "s-idle", "ring", at("no_effect"), joined=True)]
     step = next((s for s in (1, 2, 5, 10, 20, 50, 100, 200) if 7 * s >= end), math.ceil(end / 7))
     ticks = range(0, int(end) + 1, step)
     return [{"title": t, "end": end, "ticks": ticks, "series": s} for t, s in (

@@ -1,8 +1,9 @@
 """GRPO on step-wise samples (arXiv 2402.03300), in any environment: dream, real or code.
 
 One iteration: the sampler picks tasks; every task is played by a group of members; invalid episodes leave before the
-group statistics; each step of a valid episode carries its episode's advantage; the clipped objective is averaged over
-policy tokens. Everything that decides is in the checkpoint, written after each iteration: kill it, run it again.
+group statistics; each step of a valid episode carries its episode's advantage, unless it changed nothing
+(``step_advantages``); the clipped objective is averaged over policy tokens. Everything that decides is in the checkpoint,
+written after each iteration: kill it, run it again.
 """
 
 import json
@@ -14,10 +15,10 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from dreamgym.core.types import Task
+from dreamgym.core.types import Task, Transition
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack
-from dreamgym.rl.objectives import clipped_loss, group_advantages
+from dreamgym.rl.objectives import clipped_loss, group_advantages, step_advantages
 from dreamgym.rl.rollout import Rollout, Seat
 
 
@@ -35,6 +36,8 @@ class GRPOConfig(BaseModel):
     knocked into loops, and falls linearly to 0 over all, because a constant one lets entropy grow without end (docs/results.md)."""
     warmup: int = 8
     clip: float = 0.2
+    no_effect_penalty: float | None = 0.3
+    """Of a step that changes nothing and does not end the episode (``step_advantages``); None = plain GRPO."""
     passes: int = 2
     """Passes over an iteration's samples; each pass is at most ``updates`` optimiser steps (fewer where few rows have an advantage)."""
     updates: int = 4
@@ -78,11 +81,12 @@ class GRPOTrainer:
         for r in rollouts:
             groups[r.episode.task.id].append(episode_return(r))
         advantages = {name: group_advantages(rewards) for name, rewards in groups.items()}
-        trees = policy_trees([(r, advantages[r.episode.task.id][r.episode.member]) for r in rollouts])
+        trees = policy_trees([(r, advantages[r.episode.task.id][r.episode.member]) for r in rollouts], c.no_effect_penalty)
         update = self._update(trees)
         done = time.perf_counter()
         valid = [r for r in rollouts if r.episode.valid]
         tokens = [lp for r in rollouts for s in r.samples for lp in s.logprobs]
+        taken = [t for r in valid for t in r.episode.transitions]
         metrics = {
             "iteration": float(n),
             "episodes": float(len(rollouts)),
@@ -90,6 +94,7 @@ class GRPOTrainer:
             "invalid": 1 - len(valid) / len(rollouts),
             "zero_variance_groups": sum(not any(a for a in group if a) for group in advantages.values()) / len(advantages),
             "steps": sum(len(r.samples) for r in rollouts) / len(rollouts),
+            "no_effect": sum(not has_effect(t) for t in taken) / max(len(taken), 1),
             "transitions": float(sum(len(r.samples) for r in rollouts)),
             "surprisal": -sum(tokens) / max(len(tokens), 1),
             "rollout_s": rolled - start,
@@ -170,12 +175,19 @@ def episode_return(rollout: Rollout) -> float | None:
     return sum(t.reward or 0.0 for t in rollout.episode.transitions)
 
 
-def policy_trees(rollouts: Sequence[tuple[Rollout, float | None]]) -> list[Tree]:
-    """Samples of valid episodes with a non-zero advantage, those with the same prompt sharing it."""
+def has_effect(step: Transition) -> bool:
+    """Whether a step changed what the policy sees, or ended the episode."""
+    return bool(step.removed or step.added) or step.outcome != "go"
+
+
+def policy_trees(rollouts: Sequence[tuple[Rollout, float | None]], penalty: float | None) -> list[Tree]:
+    """Samples of valid episodes that have a non-zero advantage, those with the same prompt sharing it."""
     by_prompt: dict[tuple[int, ...], list[Segment]] = {}
     for rollout, advantage in rollouts:
-        if advantage:
-            for s in rollout.samples:
-                segment = Segment((s.prompt[-1], *s.ids), len(s.ids), advantage)
-                by_prompt.setdefault(s.prompt[:-1], []).append(segment)
+        if advantage is None:
+            continue
+        credit = step_advantages(advantage, [has_effect(t) for t in rollout.episode.transitions], penalty)
+        for s, a in zip(rollout.samples, credit, strict=True):
+            if a:
+                by_prompt.setdefault(s.prompt[:-1], []).append(Segment((s.prompt[-1], *s.ids), len(s.ids), a))
     return [Tree(prefix, tuple(segments)) for prefix, segments in by_prompt.items()]
