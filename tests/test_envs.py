@@ -276,8 +276,8 @@ def test_one_action_is_one_command(action):
 @pytest.mark.parametrize("level", ["easy", "standard"])
 def test_a_shipped_demonstration_is_what_the_levels_demonstrator_plays(level):
     pytest.importorskip("textworld", reason="needs the extra [textworld]")
-    from dreamgym.envs.textworld.adapter import DEMONSTRATIONS, TextWorldAdapter
-    from dreamgym.envs.textworld.collect import Recorder
+    from dreamgym.envs.textworld.adapter import TextWorldAdapter
+    from dreamgym.envs.textworld.collect import DEMONSTRATIONS, Recorder
     from dreamgym.envs.textworld.env import TextWorldEnv
     from dreamgym.pipeline.logs import load_logs
     from dreamgym.pipeline.stages import shipped

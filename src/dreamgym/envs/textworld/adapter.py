@@ -9,15 +9,12 @@ from dreamgym.core.errors import ConfigError
 from dreamgym.core.state import State
 from dreamgym.core.types import Episode, Panel, Task
 from dreamgym.envs.adapter import Explorer
-from dreamgym.envs.textworld.behaviours import Scene, anything, expert, near_miss, orderly, read_scene
-from dreamgym.envs.textworld.collect import Recorder
+from dreamgym.envs.textworld.behaviours import Scene, anything, expert, near_miss, read_scene
+from dreamgym.envs.textworld.collect import DEMONSTRATIONS, Recorder
 from dreamgym.envs.textworld.env import ENV, TextWorldEnv, look_at
 from dreamgym.envs.textworld.games import CAPS, make_games, parse_task_id
 from dreamgym.envs.textworld.panels import check_game, panels
 from dreamgym.envs.textworld.teacher import CookingTeacher
-
-DEMONSTRATIONS = {"easy": (18, expert), "standard": (70, orderly)}
-"""Training games with a successful episode in the logs, and who plays it; all others hold exploration only."""
 
 
 class TextWorldAdapter:

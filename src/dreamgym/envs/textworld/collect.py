@@ -3,7 +3,7 @@
 Per training game: two noisy cooks that give up before the meal is eaten, a premature, a random, a garbled, a seeking, a fussing
 and a moving explorer, and along most of them counterfactual single steps (the prefix is re-played, another action is taken, its
 real outcome kept).
-Only the first games (``DEMONSTRATIONS`` of the adapter) also get a successful episode of a demonstrator.
+Only the first games (``DEMONSTRATIONS``) also get a successful episode of a demonstrator.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,6 +27,7 @@ from dreamgym.envs.textworld.behaviours import (
     malformed,
     move,
     near_miss,
+    orderly,
     premature,
     read_scene,
     seek,
@@ -36,6 +37,8 @@ from dreamgym.envs.textworld.env import ENV, TextWorldEnv
 Behaviour = Callable[[Scene, np.random.Generator], str]
 BRANCHES = 3
 """Counterfactual steps per visited state."""
+DEMONSTRATIONS: dict[str, tuple[int, Behaviour]] = {"easy": (18, expert), "standard": (60, orderly)}
+"""Training games with a successful episode in the logs, and who plays it; all others hold exploration only."""
 
 
 @dataclass
