@@ -3,9 +3,10 @@
     python -m benchmarks.grid easy grpo_dream 0 1 2          # cells of one method, for these seeds; finished ones are skipped
     python -m benchmarks.grid list                           # every cell of the tables: done, stale or missing
 
-A cell runs on one thread; run two processes side by side. Experience models and warm starts are trained once per (level,
-variant, seed) under ``benchmarks/work`` and shared. Killed cells go on where they were. Methods: ``base``, ``sft``,
-``sft_all``, ``grpo_dream``, ``grpo_real``, and ``grpo_dream+no_reasoning``, ``+no_retrieval``, ``+no_sheet``.
+A cell runs on one thread; run two processes side by side. Under ``benchmarks/work`` there is one warm start per (level, seed)
+and **one experience model per (level, variant), which all seeds share**: the spread over seeds holds none of its own. Killed
+cells go on where they were. Methods: ``base``, ``sft``, ``sft_all``, ``grpo_dream``, ``grpo_real``, and
+``grpo_dream+no_reasoning``, ``+no_retrieval``, ``+no_sheet``.
 """
 
 import ast
@@ -39,6 +40,7 @@ from dreamgym.pipeline.learn import train_experience, warm_start
 from dreamgym.pipeline.logs import counts, load_logs, successes, tasks_of
 from dreamgym.pipeline.play import play_real, seats_for
 from dreamgym.pipeline.results import AUDIT_KEYS, peak_rss_gib, versions
+from dreamgym.pipeline.run import drop_torn_checkpoints
 from dreamgym.pipeline.stages import shipped, shipped_steps
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.rl.grpo import GRPOConfig
@@ -244,6 +246,7 @@ class Cell:
     def timed(self, folder: Path, train: Callable[[], object]) -> None:
         """Train into ``folder`` and note the seconds there; those of a killed process before it are lost."""
         start = time.perf_counter()
+        drop_torn_checkpoints(folder / "checkpoints")
         train()
         write_json(folder / "wall_s.json", {"wall_s": round(time.perf_counter() - start, 1)})
 

@@ -9,7 +9,8 @@ The base language model has not read the agent's own episodes (they were played 
 earlier base), nor the seeking, fussing and moving ones. As shipped, the logs were recorded in parts: those three explorers, and the
 demonstrations of *standard*, came after the base, which has read two demonstrations of *easy* and 180 of *standard* (by the cook
 who takes steps in any order) that were left out later.
-``logs.json`` counts the real steps that were taken, the reading of each cookbook at every part included.
+``logs.json`` counts the real steps of what the logs hold, the reading of each cookbook at every part included; the demonstrations
+of *standard* that were left out took another 1,950.
 """
 
 import sys

@@ -1,9 +1,10 @@
-"""Tables from cells: ``make results`` prints them and writes ``slice.json``; ``make check-results`` fails on stale cells.
+"""Tables from cells: ``make results`` writes them and ``slice.json``; ``make check-results`` fails where one is not current.
 
-    python -m benchmarks.tables            # read the cells, write benchmarks/results/slice.json, print the tables
-    python -m benchmarks.tables --check    # exit 1 where a cell of a table is stale, or slice.json differs from its cells
+    python -m benchmarks.tables            # read the cells, write benchmarks/results/slice.json and the tables of the pages
+    python -m benchmarks.tables --check    # exit 1 where a cell is stale, or slice.json or a page's table differs from its cells
 
-``slice.json`` is written only when every headline cell is there; until then the tables show what exists.
+``slice.json`` is written only when every headline cell is there; the tables show what exists. Those of README.md and of
+docs/results.md stand between ``<!-- cells -->`` and ``<!-- end of cells -->``.
 """
 
 import json
@@ -12,7 +13,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.grid import CELLS, HERE, LEVELS, METHODS, SEEDS, cell_path, commit
 from dreamgym.core.files import read_json, write_json
@@ -20,7 +20,18 @@ from dreamgym.pipeline.results import AUDIT_KEYS, versions
 from dreamgym.pipeline.stats import paired_interval
 
 RESULTS = HERE / "results"
-console = Console(highlight=False, width=160)
+QUICKSTART = RESULTS / "quickstart.json"
+OPENING, CLOSING = "<!-- cells -->", "<!-- end of cells -->"
+ROWS = {
+    "sft": "`sft`: warm start on the limited demonstrations",
+    "sft_all": "`sft_all`: every logged success",
+    "grpo_real": "`grpo_real`: GRPO in the real environment (control)",
+    "grpo_dream": "**`grpo_dream`**: GRPO in the dream",
+    "grpo_dream+no_reasoning": "`grpo_dream`, experience model without reasoning",
+    "grpo_dream+no_retrieval": "`grpo_dream`, without retrieval",
+    "grpo_dream+no_sheet": "`grpo_dream`, without world sheet",
+}
+console = Console(highlight=False)
 Cell = dict[str, object]
 
 
@@ -41,9 +52,7 @@ def rates(level: str, method: str, source: str = "real") -> list[float]:
 
 
 def spread(values: list[float]) -> str:
-    if not values:
-        return "-"
-    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "") + f" (n={len(values)})"
+    return "-" if not values else f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def audit_of(level: str, method: str) -> dict[str, float]:
@@ -80,48 +89,64 @@ def level_result(level: str) -> dict[str, object]:
     }
 
 
-def print_level(level: str) -> None:
-    table = Table(
-        "method",
-        "real success",
-        "dreamed (no result)",
-        "real steps: logs / rl / probe",
-        "updates",
-        "training, min",
-        title=f"TextWorld cooking, {level}, test",
-    )
-    for method in METHODS:
-        found = cells(level, method)
-        if not found:
-            table.add_row(method, "-", "-", "-", "-", "-")
-            continue
-        steps = [c["real_steps"] for c in found]
-        mean = {k: fmean(s[k] for s in steps) for k in ("logs", "rl", "probe")}  # type: ignore[index]
-        table.add_row(
-            method,
-            spread(rates(level, method)),
-            spread(rates(level, method, "dream")) if method.startswith("grpo_dream") else "",
-            " / ".join(f"{mean[k]:,.0f}" for k in mean),
-            f"{fmean(float(c['updates']) for c in found):,.0f}",  # type: ignore[arg-type]
-            f"{fmean(float(c['wall_s']) for c in found) / 60:.1f}",
-        )  # type: ignore[arg-type]
-    console.print(table)
-    audits = Table("audit", *AUDIT_KEYS)
-    for method in METHODS:
-        if method.startswith("grpo_dream") and (a := audit_of(level, method)):
-            audits.add_row(method, *(f"{a[k]:.3f}" if k in a else "-" for k in AUDIT_KEYS))
-    console.print(audits)
+def results_table(levels: tuple[str, ...] = LEVELS) -> str:
+    """Markdown: one row per level and method that has cells."""
+    head = ["level", "method", "seeds", "**real success**, 150 test games", "dreamed (no result)", "real steps: logs / RL / probe", "min"]
+    lines = [head, ["---"] * len(head)]
+    for level in levels:
+        for method, name in ROWS.items():
+            found = cells(level, method)
+            if not found:
+                continue
+            steps = [c["real_steps"] for c in found]
+            mean = [fmean(s[k] for s in steps) for k in ("logs", "rl", "probe")]  # type: ignore[index]
+            lines.append(
+                [
+                    level,
+                    name,
+                    ", ".join(str(c["seed"]) for c in found),
+                    spread(rates(level, method)),
+                    spread(rates(level, method, "dream")) if method.startswith("grpo_dream") else "",
+                    " / ".join(f"{n:,.0f}" for n in mean),
+                    f"{fmean(float(str(c['wall_s'])) for c in found) / 60:.1f}",
+                ]
+            )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def audit_table() -> str:
+    """Markdown: mean over seeds of each measure, one row per level and arm that was trained in a dream."""
+    lines = [["level", "arm", *(k.replace("_", " ") for k in AUDIT_KEYS)], ["---"] * (2 + len(AUDIT_KEYS))]
+    for level in LEVELS:
+        for method in ROWS:
+            if method.startswith("grpo_dream") and (a := audit_of(level, method)):
+                lines.append([level, method, *(f"{a[k]:.3f}" if k in a else "-" for k in AUDIT_KEYS)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def pages() -> dict[Path, str]:
+    """Each page that holds tables, as it should read."""
+    tables = {"README.md": results_table(), "docs/results.md": f"{results_table()}\n\n{audit_table()}"}
+    found = {}
+    for name, table in tables.items():
+        path = HERE.parent / name
+        before, opening, rest = path.read_text(encoding="utf-8").partition(OPENING)
+        _, closing, after = rest.partition(CLOSING)
+        if not closing:
+            sys.exit(f"error: {name}: no {OPENING} ... {CLOSING} to write the tables between")
+        found[path] = f"{before}{opening}\n{table}\n{closing}{after}"
+    return found
 
 
 def quickstart_figures() -> dict[str, object]:
     """Measured by ``python -m benchmarks.quickstart``."""
-    path = RESULTS / "quickstart.json"
-    return read_json(path) if path.exists() else {}
+    return read_json(QUICKSTART)
 
 
-def complete() -> list[str]:
-    """Cells that ``slice.json`` still needs."""
-    return [cell_path(level, m, s).stem for level in LEVELS for m in METHODS for s in SEEDS if not cell_path(level, m, s).exists()]
+def missing() -> list[str]:
+    """What ``slice.json`` still needs: cells, and the quickstart's figures."""
+    found = [cell_path(level, m, s).stem for level in LEVELS for m in METHODS for s in SEEDS if not cell_path(level, m, s).exists()]
+    return found + ([] if QUICKSTART.exists() else [f"{QUICKSTART.name} (python -m benchmarks.quickstart)"])
 
 
 def slice_result() -> dict[str, object]:
@@ -136,18 +161,25 @@ def slice_result() -> dict[str, object]:
 
 
 def check() -> int:
-    """0 where every cell file is current and ``slice.json`` says what the cells say."""
+    """0 where every cell file is current and ``slice.json``, where it is written, and the pages say what the cells say."""
     known = {cell_path(level, m, s) for level in LEVELS for m in (*METHODS, "base") for s in range(10)}
     stale = [p.name for p in CELLS.glob("*.json") if p not in known]
     for name in stale:
         console.print(f"stale: {name} (config or code has changed; run its cell again)")
     path = RESULTS / "slice.json"
     differs = False
-    if path.exists():
+    if path.exists() and not missing():
         written, now = read_json(path), slice_result()
-        differs = any(json.dumps(written[level], sort_keys=True) != json.dumps(now[level], sort_keys=True) for level in LEVELS)
+        compared = (*LEVELS, "quickstart_wall_s", "peak_rss_gib")
+        differs = any(json.dumps(written[key], sort_keys=True) != json.dumps(now[key], sort_keys=True) for key in compared)
         if differs:
             console.print("slice.json differs from its cells; run make results")
+    for page in (p for p, text in pages().items() if text != p.read_text(encoding="utf-8")):
+        differs = True
+        console.print(f"{page.name}: its table differs from the cells; run make results")
+    if path.exists() and (absent := missing()):
+        differs = True
+        console.print(f"slice.json was written from files that are not there now: {', '.join(absent[:3])}")
     if not stale and not differs:
         console.print(f"{len(list(CELLS.glob('*.json')))} cells, all current")
     return int(bool(stale) or differs)
@@ -156,11 +188,12 @@ def check() -> int:
 def main() -> int:
     if "--check" in sys.argv:
         return check()
-    for level in LEVELS:
-        print_level(level)
-    missing = complete()
-    if missing:
-        console.print(f"slice.json is not written: {len(missing)} cells are missing (python -m benchmarks.grid list)")
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")
+    console.print(f"{results_table()}\n\n{audit_table()}\n", soft_wrap=True, markup=False)
+    absent = missing()
+    if absent:
+        console.print(f"slice.json is not written: {len(absent)} files are missing (python -m benchmarks.grid list), first {absent[0]}")
     else:
         write_json(Path(RESULTS / "slice.json"), slice_result())
         console.print(f"written: {RESULTS / 'slice.json'}")

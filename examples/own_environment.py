@@ -3,24 +3,28 @@
 dreamgym quickstart --run runs/own --config examples/own_environment.yaml
 """
 
+from itertools import permutations
+from string import printable
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from dreamgym.envs.gym import GymAdapter
 
-COLOURS, BOXES = ("red", "green", "blue", "white"), ("crate", "chest", "drawer")
+COLOURS, BOXES = ("red", "green", "blue", "white", "black", "brown", "golden"), ("crate", "chest", "drawer")
+WORLDS = [(keys, door) for keys in permutations(COLOURS, 3) for door in keys]
+ORDER = np.random.default_rng(0).permutation(len(WORLDS))
 
 
 class Vault(gymnasium.Env[str, str]):
-    """Find the key of the door's colour in one of the boxes; unlocking the door with another key breaks it."""
+    """Find the key of the door's colour in one of the boxes; another key breaks the door. Seed n is world n: no two are alike."""
 
-    observation_space, action_space = spaces.Text(500), spaces.Text(80)
+    observation_space, action_space = spaces.Text(500, charset=printable), spaces.Text(80, min_length=0, charset=printable)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        keys = [str(c) for c in self.np_random.permutation(COLOURS)[:3]]
-        self.door = str(self.np_random.choice(keys))
+        keys, self.door = WORLDS[ORDER[self.np_random.integers(len(WORLDS)) if seed is None else seed % len(WORLDS)]]
         self.place, self.open = {f"{k}_key": box for k, box in zip(keys, BOXES, strict=True)}, set()
         return self.text(), {"instruction": f"unlock the {self.door} door"}
 
@@ -51,5 +55,5 @@ def expert(instruction, state, rng: np.random.Generator):
     return f"unlock door with {key}" if spot == "hand" else f"take {key}" if spot else f"open {rng.choice(boxes)}"
 
 
-panels = {"train": range(300), "probe": range(1000, 1020), "test": range(2000, 2050)}
+panels = {"train": range(300), "probe": range(300, 320), "test": range(320, 370)}  # of 630 worlds
 adapter = GymAdapter("vault", Vault, panels, "unlock the door", 10, {"random": explore, "expert": expert}, demonstrations=15)

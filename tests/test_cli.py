@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch", reason="needs the extra [train]")
+torch = pytest.importorskip("torch", reason="needs the extra [train]")
 pytest.importorskip("gymnasium", reason="needs the extra [gym]")
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,9 @@ def dreamgym(*words, cwd=ROOT, timeout=300):
         (["config", "rl.iteratons=3"], "unknown key rl.iteratons; did you mean iterations?"),
         (["config", "rl.iterations=many"], "rl.iterations"),
         (["config", "rl"], "has no '='"),
+        (["config", "base=["], "override 'base=[': the value is not YAML"),
+        (["config", "evaluation.panel=train"], "evaluation.panel: Input should be 'probe', 'test' or 'unseen'"),
+        (["config", "--config", "examples/own_environment.yaml", "rl.iterations=0"], None),
         (["config", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["collect", "env=textworld/hard"], "no level 'hard'"),
         (["collect", "env=nosuch:thing"], "cannot be imported"),
@@ -66,6 +70,9 @@ def dreamgym(*words, cwd=ROOT, timeout=300):
 def test_mistakes_are_one_clear_line(tmp_path, words, message):
     run = [] if words[0] == "config" else ["--run", str(tmp_path / "run")]
     done = dreamgym(*words, *run)
+    if message is None:
+        assert done.returncode == 0
+        return
     assert done.returncode == 1
     assert message in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
@@ -79,6 +86,117 @@ def test_a_malformed_episode_file_is_named_with_its_line(tmp_path):
     assert done.returncode == 1
     assert f"{path}:1: field env" in done.stdout.replace("\n", "")
     assert not (tmp_path / "run" / "logs.jsonl.xz").exists()
+
+
+def a_log(**changes) -> str:
+    """One line of a user's log: two steps, the second wins. ``changes`` go over its fields."""
+    there, here = "[room] door: closed", "[room] door: open"
+    steps = [
+        {"state": [there], "action": "open door", "removed": [there], "added": [here], "reward": 0.0, "outcome": "go"},
+        {"state": [here], "action": "leave", "removed": [], "added": [], "reward": 1.0, "outcome": "won"},
+    ]
+    task = {"id": "vault/3", "instruction": "leave", "first_state": [there]}
+    return json.dumps({"id": "e", "env": "vault", "source": "real", "behaviour": "human", "stop": "won", "task": task,
+                       "transitions": steps, **changes})  # fmt: skip
+
+
+def steps_of(log: str, number: int, **changes) -> list[dict[str, object]]:
+    steps = json.loads(log)["transitions"]
+    steps[number].update(changes)
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stop": "lost"}, "field stop: lost, but the last step's outcome is won"),
+        ({"transitions": steps_of(a_log(), 1, outcome="go")}, "field stop: won, but the last step's outcome is go"),
+        ({"transitions": steps_of(a_log(), 0, removed=["[room] gate: closed"])}, "episode e: transitions.0: "),
+        ({"task": {"id": "vault/330", "instruction": "leave", "first_state": []}}, "its task vault/330 is of the panel test"),
+        ({"task": {"id": "vault/3", "instruction": "leave", "first_state": [], "panel": "test"}}, "belongs to the panel test"),
+    ],
+)
+def test_a_log_that_contradicts_itself_or_the_evaluation_is_named_with_its_line(tmp_path, changes, message):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f"{a_log()}\n\n{a_log(**changes)}\n")
+    done = dreamgym("collect", "--run", str(tmp_path / "run"), "env=examples.own_environment:adapter", f"logs={path}")
+    assert done.returncode == 1, done.stderr
+    assert message in done.stdout.replace("\n", "")
+    assert f"{path}:3" in done.stdout.replace("\n", "") or "belongs to the panel" in message
+    assert not list((tmp_path / "run").glob("*logs*"))
+
+
+def test_a_users_states_are_put_in_order(tmp_path):
+    from dreamgym.core.files import read_episodes
+
+    path, run = tmp_path / "mine.jsonl", tmp_path / "run"
+    lines = ["[room] mat: here", "[box] key: metal"]
+    path.write_text(a_log(task={"id": "vault/3", "instruction": "leave", "first_state": lines},
+                          transitions=[{"state": lines, "action": "leave", "reward": 1.0, "outcome": "won"}]))  # fmt: skip
+    assert dreamgym("collect", "--run", str(run), "env=examples.own_environment:adapter", f"logs={path}").returncode == 0
+    [episode] = read_episodes(run / "logs.jsonl.xz")
+    assert episode.task.first_state == episode.transitions[0].state == tuple(sorted(lines))
+
+
+def test_a_model_that_cannot_be_written_is_one_line(tmp_path):
+    from safetensors.torch import save_file
+
+    from dreamgym.core.errors import DataError
+    from dreamgym.pipeline.config import RunConfig
+    from dreamgym.pipeline.run import Run
+
+    run = Run(tmp_path / "run", RunConfig())
+    weights = {"w": torch.zeros(200_000)}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        for write in (lambda: save_file(weights, run.path("m.safetensors")), lambda: torch.save(weights, run.path("m.pt"))):
+            with pytest.raises(DataError, match=r"run: a model cannot be written .* is the disk full"):
+                run.stage("train", write)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert not run.done("train")
+
+
+def test_a_checkpoint_that_a_kill_left_unfinished_is_dropped(tmp_path):
+    from dreamgym.pipeline.run import drop_torn_checkpoints
+
+    for name, files in (("checkpoint-50", ["model.safetensors", "trainer_state.json"]), ("checkpoint-100", ["model.safetensors"])):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text("x")
+    drop_torn_checkpoints(tmp_path)
+    drop_torn_checkpoints(tmp_path / "none")
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-50"]
+
+
+def test_a_real_budget_may_be_raised_and_nothing_else(tmp_path):
+    from dreamgym.core.errors import ConfigError
+    from dreamgym.pipeline.config import load_config
+    from dreamgym.pipeline.run import Run
+
+    Run(tmp_path, load_config(None, ["rl.real_budget=100"]))
+    assert Run(tmp_path, load_config(None, ["rl.real_budget=200"])).config.rl.real_budget == 200
+    assert load_config(tmp_path / "config.yaml").rl.real_budget == 200
+    with pytest.raises(ConfigError, match="another configuration"):
+        Run(tmp_path, load_config(None, ["rl.real_budget=200", "rl.clip=0.3"]))
+
+
+def test_a_demonstration_too_long_for_a_policy_is_refused(tmp_path):
+    from dreamgym.core.errors import ConfigError
+    from dreamgym.lm.local import LocalLM
+    from dreamgym.pipeline.stages import _check_actions, shipped
+    from dreamgym.pipeline.user_logs import read_user_logs
+
+    path = tmp_path / "mine.jsonl"
+    path.write_text(a_log())
+    lm = LocalLM.load(shipped("base"))
+    _check_actions(lm, read_user_logs(path, {}))
+    path.write_text(a_log(transitions=steps_of(a_log(), 0, action="search red shirt of size medium under 30 dollars with long sleeves")))
+    with pytest.raises(ConfigError, match=r"'search red shirt .* 12 at most"):
+        _check_actions(lm, read_user_logs(path, {}))
 
 
 def test_another_configuration_does_not_overwrite_a_run(tmp_path):
@@ -139,9 +257,11 @@ def test_the_whole_way_on_a_users_own_environment_killed_and_resumed(tmp_path):
             assert process.returncode == 130, output
             assert "run the same command again" in output
     before = (run / "stages" / "warm-start.json").read_text()
+    assert dreamgym("audit", "--run", str(run)).returncode == 0, "of the experience model alone: the policy is not there yet"
     done = dreamgym("quickstart", "--run", str(run), *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warm-start: done before" in done.stdout
+    assert "audit: done before" not in done.stdout, "there is a policy to audit now"
     assert (run / "stages" / "warm-start.json").read_text() == before
     metrics = [json.loads(line)["iteration"] for line in (run / "policy_run" / "metrics.jsonl").read_text().splitlines()]
     assert metrics == [0, 1, 2]
@@ -154,5 +274,8 @@ def test_the_whole_way_on_a_users_own_environment_killed_and_resumed(tmp_path):
     assert len(results["rows"]) == 8
     assert 0 <= results["audit"]["next_state_macro"] <= 1
     assert (run / "report.html").exists()
+    (run / "results.json").unlink()
+    assert dreamgym("report", "--run", str(run)).returncode == 0
+    assert json.loads((run / "results.json").read_text())["after"] == results["after"]
     assert "before" in done.stdout
     assert "after" in done.stdout

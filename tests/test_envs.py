@@ -1,6 +1,7 @@
 """One contract suite for every environment: real (TextWorld, Gymnasium) and dreamed, through the shims too."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -78,7 +79,16 @@ def cooking():
     )
 
 
-ENVIRONMENTS = pytest.mark.parametrize("make", [dream, vault, cooking])
+def both_shims():
+    """A dream as a Gymnasium environment, and that as an ``Env`` again."""
+    pytest.importorskip("gymnasium", reason="needs the extra [gym]")
+    from dreamgym.envs.gym import GymEnv, TextGym
+
+    env, task, actions = dream()
+    return GymEnv(TextGym(env, [task]), RealSteps(), "", cap=4), task, actions
+
+
+ENVIRONMENTS = pytest.mark.parametrize("make", [dream, vault, both_shims, cooking])
 
 
 async def play(env, task, actions, seed=0):
@@ -129,13 +139,13 @@ def test_the_cap_truncates_and_an_ended_episode_refuses_steps(make):
     assert last.truncated
     assert not last.terminated
     assert last.info["stop"] == StopReason.MAX_STEPS
-    if make is not vault:
-        with pytest.raises(RuntimeError, match="reset"):
-            asyncio.run(env.step("look"))
+    with pytest.raises(RuntimeError, match="reset"):
+        asyncio.run(env.step("look"))
 
 
-def test_an_invalid_prediction_is_no_reward_of_zero():
-    step = asyncio.run(play(DreamEnv(predict, cap=4), DREAM_TASK, ["garble"]))[-1]
+@pytest.mark.parametrize("make", [dream, both_shims])
+def test_an_invalid_prediction_is_no_reward_of_zero(make):
+    step = asyncio.run(play(make()[0], DREAM_TASK, ["garble"]))[-1]
     assert step.reward is None
     assert step.truncated
     assert step.info["stop"] == StopReason.INVALID_REPLY
@@ -219,8 +229,11 @@ def test_inventions_enter_the_sheet_and_conflicts_are_counted():
 
 def test_a_dream_as_a_gymnasium_environment():
     gymnasium = pytest.importorskip("gymnasium", reason="needs the extra [gym]")
+    from gymnasium.utils.env_checker import check_env
+
     from dreamgym.envs.gym import TextGym
 
+    check_env(TextGym(DreamEnv(predict, cap=4), [DREAM_TASK]), skip_render_check=True)
     env = TextGym(DreamEnv(predict, cap=4), [DREAM_TASK])
     assert isinstance(env, gymnasium.Env)
     observation, info = env.reset(seed=0)
@@ -231,6 +244,25 @@ def test_a_dream_as_a_gymnasium_environment():
     *_, terminated, truncated, info = env.step("garble")
     assert (terminated, truncated, info["invalid"]) == (False, True, "invalid_reply")
     env.close()
+
+
+def test_the_examples_evaluation_worlds_are_no_training_worlds():
+    gymnasium = pytest.importorskip("gymnasium", reason="needs the extra [gym]")
+    from gymnasium.utils.env_checker import check_env
+
+    import examples.own_environment as example
+
+    assert len(Path(str(example.__file__)).read_text().splitlines()) < 60
+    env = example.Vault()
+    assert isinstance(env, gymnasium.Env)
+    check_env(env, skip_render_check=True)
+    worlds = {}
+    for panel, seeds in example.panels.items():
+        for seed in seeds:
+            env.reset(seed=seed)
+            worlds[panel, seed] = (env.door, *env.place.items())
+    assert len(worlds) == 370
+    assert len(set(worlds.values())) == len(worlds)
 
 
 def test_real_steps_are_counted_where_they_happen():

@@ -42,9 +42,11 @@ def _open(folder: Path, config: Path | None, overrides: list[str] | None) -> Run
 
 
 def _stages(run: Run, *names: str) -> None:
-    from dreamgym.pipeline.stages import STAGES
+    from dreamgym.pipeline.stages import STAGES, audit_is_old
 
     for name in names:
+        if name == "audit" and audit_is_old(run):
+            run.forget(name)
         run.stage(name, lambda name=name: STAGES[name](run))  # type: ignore[misc]
 
 
@@ -90,9 +92,16 @@ def audit(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigF
 
 @app.command()
 def report(run: RunFolder = DEFAULT) -> None:
-    """One self-contained HTML page of a run: curves, budget, audit, episodes with their reasoning."""
+    """One self-contained HTML page of a run: curves, budget, audit, episodes with their reasoning; results.json of a whole run."""
+    from dreamgym.pipeline.results import write_results
+    from dreamgym.pipeline.stages import STAGES, audit_is_old
     from dreamgym.report.page import write_report
 
+    if (run / "config.yaml").exists():
+        opened = Run(run, load_config(run / "config.yaml"))
+        if all(opened.done(name) for name in STAGES) and not audit_is_old(opened):
+            write_results(opened)
+            console.print(f"results: {opened.path('results.json')}")
     console.print(f"report: {write_report(run)}")
 
 

@@ -1,6 +1,6 @@
 """The dream environment: experience model + replay snapshot + task, behind the same ``Env`` protocol as the real one.
 
-    env = DreamEnv(predict, cap=30, seed=0, member=3)
+    env = DreamEnv(predict, cap=30, member=3)
     observation, info = await env.reset(task, seed=0)     # the task's first state: no real call
     step = await env.step("open fridge")                   # reward None = invalid
 

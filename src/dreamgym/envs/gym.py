@@ -5,11 +5,14 @@
     env = TextGym(dream_env, tasks)                     # reset(seed=), step(text) -> Gymnasium's 5-tuple
 
 Observations become states by a text-only mapper: by default one line of text is one line of state. Task ids are
-``<name>/<seed>``; the same seed must give the same world.
+``<name>/<seed>``; the same seed must give the same world, and seeds of different panels different worlds.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import string
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from dreamgym.core.env import Env, Info, RealSteps, Step
 from dreamgym.core.errors import MissingExtraError
@@ -27,7 +30,10 @@ except ImportError as e:
     raise MissingExtraError("gymnasium", "gym") from e
 
 Mapper = Callable[[str], State]
+T = TypeVar("T")
 MAX_TEXT = 4096
+CHARSET = frozenset(string.printable)
+"""What the declared text spaces hold. Other characters work too; only Gymnasium's checker objects to them."""
 
 
 def text_lines(observation: str) -> State:
@@ -36,7 +42,10 @@ def text_lines(observation: str) -> State:
 
 
 class GymEnv:
-    """A Gymnasium text environment (str observations, str actions) as an ``Env``; success = a positive final reward."""
+    """A Gymnasium text environment (str observations, str actions) as an ``Env``; success = a positive final reward.
+
+    ``info["invalid"]`` of a step says that the environment itself failed: no reward, and the episode is invalid.
+    """
 
     def __init__(self, env: "gymnasium.Env[str, str]", counter: RealSteps, instruction: str, cap: int, mapper: Mapper = text_lines) -> None:
         self._env = env
@@ -45,23 +54,37 @@ class GymEnv:
         self._cap = cap
         self._mapper = mapper
         self._steps = 0
+        self._done = True
 
     async def reset(self, task: Task, seed: int) -> tuple[str, Info]:
         observation, info = self._env.reset(seed=int(task.id.rpartition("/")[2]))
         self._steps = 0
+        self._done = False
         return text_of_state(self._mapper(observation)), {"instruction": str(info.get("instruction", self._instruction))}
 
     async def step(self, action: str) -> Step:
+        if self._done:
+            raise RuntimeError("step() on an episode that has ended or never began; call reset() first")
         self._counter.add()
-        observation, reward, terminated, truncated, _ = self._env.step(action)
+        observation, reward, terminated, truncated, info = self._env.step(action)
         self._steps += 1
+        if "invalid" in info:
+            self._done = True
+            return Step(text_of_state(self._mapper(observation)), None, False, True, {"stop": _invalid(info["invalid"])})
         truncated = not terminated and (truncated or self._steps >= self._cap)
         won = terminated and float(reward) > 0
         stop = StopReason.WON if won else StopReason.LOST if terminated else StopReason.MAX_STEPS if truncated else None
+        self._done = stop is not None
         return Step(text_of_state(self._mapper(observation)), float(won), terminated, truncated, {"stop": stop} if stop else {})
 
     async def close(self) -> None:
         self._env.close()
+
+
+def _invalid(reason: object) -> StopReason:
+    """The named reason where it is one of ours, else that the environment failed."""
+    known = {s.value: s for s in StopReason if not s.valid}
+    return known.get(str(reason), StopReason.INVALID_ENV)
 
 
 class GymAdapter:
@@ -141,7 +164,8 @@ class TextGym(gymnasium.Env[str, str]):
     """Any ``Env`` (a dream, say) as a synchronous Gymnasium environment with text spaces.
 
     An invalid step is ``truncated`` with ``info["invalid"]`` naming the reason; its reward of 0.0 must not be used.
-    ``reset(seed=i)`` plays task ``i`` modulo their number.
+    ``reset(seed=i)`` plays task ``i`` modulo their number. The environment lives in an event loop of its own thread, so
+    this also works where a loop is running (a notebook, another ``Env``).
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own class attribute)
@@ -150,25 +174,29 @@ class TextGym(gymnasium.Env[str, str]):
         self._env = env
         self._tasks = list(tasks)
         self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._next = 0
-        self.observation_space = spaces.Text(MAX_TEXT)
-        self.action_space = spaces.Text(MAX_TEXT)
+        self.observation_space = spaces.Text(MAX_TEXT, min_length=0, charset=CHARSET)
+        self.action_space = spaces.Text(MAX_TEXT, min_length=0, charset=CHARSET)
+
+    def _wait(self, work: Coroutine[object, object, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None) -> tuple[str, dict[str, object]]:
         super().reset(seed=seed)
         number = self._next if seed is None else seed
         self._next = number + 1
         task = self._tasks[number % len(self._tasks)]
-        observation, info = self._loop.run_until_complete(self._env.reset(task, number))
+        observation, info = self._wait(self._env.reset(task, number))
         return observation, {**info, "task": task.id}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, object]]:
-        s = self._loop.run_until_complete(self._env.step(action))
+        s = self._wait(self._env.step(action))
         if s.reward is None:
             return s.observation, 0.0, False, True, {**s.info, "invalid": str(s.info.get("stop", "invalid"))}
         return s.observation, s.reward, s.terminated, s.truncated, s.info
 
     def close(self) -> None:
-        if not self._loop.is_closed():
-            self._loop.run_until_complete(self._env.close())
-            self._loop.close()
+        if self._loop.is_running():
+            self._wait(self._env.close())
+            self._loop.call_soon_threadsafe(self._loop.stop)

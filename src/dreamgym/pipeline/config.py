@@ -8,12 +8,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreamgym.core.errors import ConfigError
-from dreamgym.core.types import Panel
 
 
 class Section(BaseModel):
@@ -73,7 +73,7 @@ class Dreaming(Section):
 
 
 class Evaluation(Section):
-    panel: Panel = "test"
+    panel: Literal["probe", "test", "unseen"] = "test"
     games: int = Field(150, ge=1)
     probe_games: int = Field(50, ge=1)
     audit_games: int = Field(60, ge=1)
@@ -128,7 +128,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"override {text!r} has no '='; the form is key.subkey=value")
-        _put(data, key.split("."), yaml.safe_load(value))
+        try:
+            _put(data, key.split("."), yaml.safe_load(value))
+        except yaml.YAMLError as e:
+            raise ConfigError(f"override {text!r}: the value is not YAML ({' '.join(str(e).split())})") from e
     try:
         return RunConfig.model_validate(data)
     except ValidationError as e:

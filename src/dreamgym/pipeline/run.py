@@ -1,9 +1,10 @@
 """A run directory: plain files, one marker per finished stage, safe to kill at any moment.
 
 run = Run(Path("runs/mine"), config)
-run.stage("annotate", run.config.experience, lambda: ...)     # skipped when it finished before with the same inputs
+run.stage("annotate", lambda: ...)     # skipped when it finished before in this folder, which holds one configuration
 """
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dreamgym.core.errors import ConfigError
+from dreamgym.core.errors import ConfigError, DataError
 from dreamgym.core.files import read_json, write_atomic, write_json
-from dreamgym.pipeline.config import RunConfig, config_hash, dump_config, load_config
+from dreamgym.pipeline.config import RunConfig, dump_config, load_config
 
 console = Console(highlight=False)
+_DISK = ("(os error 27)", "(os error 28)", "No space left", "File too large", "PytorchStreamWriter", "inline_container")
+"""How safetensors and torch.save say that the disk is full: neither raises OSError."""
 
 
 class Run:
@@ -27,10 +30,10 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         saved = folder / "config.yaml"
         if saved.exists():
-            if load_config(saved) != config:
+            known = load_config(saved)
+            if known.model_copy(update={"rl": known.rl.model_copy(update={"real_budget": config.rl.real_budget})}) != config:
                 raise ConfigError(f"{saved}: this folder holds a run with another configuration; choose another --run or delete it")
-        else:
-            write_atomic(saved, dump_config(config))
+        write_atomic(saved, dump_config(config))  # a raised real budget may differ: that is how a stopped run goes on
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -46,19 +49,32 @@ class Run:
             return read_json(marker)
         console.print(f"[bold]{name}[/bold]")
         start = time.perf_counter()
-        summary = work()
+        try:
+            summary = work()
+        except Exception as e:
+            if isinstance(e, OSError) or not any(sign in str(e) for sign in _DISK):
+                raise
+            raise DataError(f"{self.folder}: a model cannot be written ({e}); is the disk full? Finished stages are kept") from e
         summary["wall_s"] = round(time.perf_counter() - start, 1)
         write_json(marker, summary)
         shown = ", ".join(f"{k} {_short(v)}" for k, v in summary.items() if isinstance(v, int | float | str))
         console.print(f"  {shown}")
         return summary
 
+    def forget(self, name: str) -> None:
+        """Let a finished stage run again."""
+        self.path(f"stages/{name}.json").unlink(missing_ok=True)
+
     def summary(self, name: str) -> dict[str, object]:
         """What a finished stage reported."""
         return read_json(self.path(f"stages/{name}.json"))
 
-    def hash(self) -> str:
-        return config_hash(self.config)
+
+def drop_torn_checkpoints(folder: Path) -> None:
+    """Delete checkpoints of supervised training that a kill left unfinished: their state file is written last."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / "trainer_state.json").exists():
+            shutil.rmtree(checkpoint)
 
 
 def _short(value: float | int | str) -> str:

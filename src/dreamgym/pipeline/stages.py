@@ -10,7 +10,7 @@ from pathlib import Path
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import ConfigError, DataError
 from dreamgym.core.files import read_episodes, read_json, write_episodes, write_json
-from dreamgym.core.types import Episode, Panel
+from dreamgym.core.types import Episode, Panel, Task
 from dreamgym.envs.adapter import Adapter, load_adapter
 from dreamgym.experience.annotate import GenericTeacher, annotate
 from dreamgym.experience.model import LocalExperienceModel
@@ -23,9 +23,11 @@ from dreamgym.pipeline.grpo_run import GRPORun
 from dreamgym.pipeline.learn import train_base, train_experience, warm_start
 from dreamgym.pipeline.logs import counts, load_logs, successes, tasks_of
 from dreamgym.pipeline.play import play_real, seats_for, success_rate
-from dreamgym.pipeline.run import Run, bar, fit_report
+from dreamgym.pipeline.run import Run, bar, drop_torn_checkpoints, fit_report
+from dreamgym.pipeline.user_logs import read_user_logs
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.rl.grpo import GRPOConfig
+from dreamgym.rl.policy import _BUDGET as ACTION_TOKENS
 from dreamgym.rl.policy import Policy
 
 LOGS, ANNOTATED = "logs.jsonl.xz", "annotated.jsonl.xz"
@@ -56,7 +58,9 @@ def collect(run: Run) -> Summary:
         path = shipped(f"logs-{config.env.partition('/')[2]}.jsonl.xz") if config.logs == "shipped" else Path(config.logs)
         if config.logs == "shipped" and not path.exists():
             raise ConfigError(f"logs: none are shipped for {config.env}; set logs to 'collect' or to a file of episodes")
-        episodes = load_logs([path])
+        episodes = load_logs([path]) if config.logs == "shipped" else read_user_logs(path, _evaluated(config, adapter))
+    if not episodes:
+        raise DataError(f"logs: {config.env} recorded no episode; its adapter has no explorers or no training tasks")
     write_episodes(run.path(LOGS), episodes)
     steps = counter.total or sum(len(e.steps) for e in episodes)
     if config.logs == "shipped":
@@ -76,6 +80,15 @@ def shipped_steps(level: str) -> int:
     meta = read_json(shipped("logs.json"))[level]
     assert isinstance(meta, dict)
     return int(meta["real_steps"])
+
+
+def _evaluated(config: RunConfig, adapter: Adapter) -> dict[str, str]:
+    """Task id -> panel of every task that the run will evaluate, audit or probe on."""
+    e = config.evaluation
+    limits: dict[Panel, int] = {e.panel: max(e.games, e.audit_games)}
+    if config.rl.probe_every:
+        limits["probe"] = max(e.probe_games, limits.get("probe", 0))
+    return {t.id: panel for panel, limit in limits.items() for t in adapter.tasks(panel, limit)}
 
 
 def _record(run: Run, adapter: Adapter, counter: RealSteps) -> list[Episode]:
@@ -106,6 +119,7 @@ def base_model(run: Run) -> Summary:
     if config.base != "tiny":
         return {"path": base_path(run), "trained": False}
     episodes = load_logs([run.path(LOGS)])
+    drop_torn_checkpoints(run.path("base/checkpoints"))
     with bar() as progress:
         lm = train_base(
             episodes,
@@ -127,6 +141,7 @@ def train_experience_model(run: Run) -> Summary:
     """Supervised fine-tuning of the experience model (Eq. 5)."""
     config = run.config
     episodes = load_logs([run.path(ANNOTATED)])
+    drop_torn_checkpoints(run.path("experience/checkpoints"))
     with bar() as progress:
         lm = train_experience(
             base_path(run),
@@ -144,9 +159,20 @@ def warm_start_policy(run: Run) -> Summary:
     """Behaviour cloning of the limited demonstrations: the policy before any reinforcement learning."""
     config = run.config
     demos = demonstrations(load_logs([run.path(LOGS)]), config.sft.demonstrations)
+    _check_actions(LocalLM.load(base_path(run)), demos)
+    drop_torn_checkpoints(run.path("sft/checkpoints"))
     with bar() as progress:
         warm_start(base_path(run), demos, fit_config(config.sft.fit, config.seed), run.path("sft"), fit_report(progress, "warm start"))
     return {"demonstrations": len(demos), "steps": sum(len(e.transitions) for e in demos)}
+
+
+def _check_actions(lm: LocalLM, demos: Sequence[Episode]) -> None:
+    """A demonstrated action that the policy has not the tokens for would be taught and never said."""
+    for action in sorted({t.action for e in demos for t in e.transitions}):
+        tokens = len(lm.encode(f" {action}")) + 1
+        if tokens > ACTION_TOKENS:
+            raise ConfigError(f"base: the demonstrated action {action!r} has {tokens} tokens with its end, a policy writes {ACTION_TOKENS}"
+                              " at most; base: tiny learns a tokenizer from the logs")  # fmt: skip
 
 
 def demonstrations(episodes: Sequence[Episode], limit: int | None) -> list[Episode]:
@@ -188,7 +214,7 @@ def train_policy(run: Run) -> Summary:
             where = "dream reward" if dreaming else "real reward"
             progress.update(task, advance=1, description=f"GRPO {where} {m['reward']:.2f} invalid {m['invalid']:.2f}")
 
-        probe = adapter.tasks("probe", config.evaluation.probe_games) if config.rl.probe_every else ()
+        probe = _panel(adapter, "probe", config.evaluation.probe_games) if config.rl.probe_every else ()
         lm = rl.run(report, probe, config.rl.probe_every, config.evaluation.temperature)
     lm.save(run.path("policy"))
     metrics = rl.trainer.progress.metrics
@@ -218,12 +244,12 @@ def grpo_config(config: RunConfig) -> GRPOConfig:
     )
 
 
-def evaluate(run: Run, arm: str, panel: Panel | None = None) -> Summary:
-    """Real success of ``sft`` (before) or ``policy`` (after) on a panel; every episode is kept."""
+def evaluate(run: Run, arm: str) -> Summary:
+    """Real success of ``sft`` (before) or ``policy`` (after) on the run's panel; every episode is kept."""
     config, adapter = run.config, load_adapter(run.config.env)
     counter = RealSteps()
-    panel = panel or config.evaluation.panel
-    tasks = adapter.tasks(panel, config.evaluation.games)
+    panel = config.evaluation.panel
+    tasks = _panel(adapter, panel, config.evaluation.games)
     played = play_real(
         Policy(LocalLM.load(run.path(arm)), config.evaluation.temperature), adapter, seats_for(tasks, config.seed), counter, panel, arm
     )
@@ -236,6 +262,18 @@ def evaluate(run: Run, arm: str, panel: Panel | None = None) -> Summary:
         "real_steps": counter.total,
         "mean_steps": sum(len(e.transitions) for e in episodes) / len(episodes),
     }
+
+
+def _panel(adapter: Adapter, panel: Panel, limit: int) -> list[Task]:
+    tasks = adapter.tasks(panel, limit)
+    if not tasks:
+        raise ConfigError(f"{adapter.name} has no tasks in the panel {panel}; give it some")
+    return tasks
+
+
+def audit_is_old(run: Run) -> bool:
+    """Whether the audit was made before there was a trained policy to audit."""
+    return run.done("audit") and run.path("policy").exists() and "policy" not in read_json(run.path("audit.json"))["policies"]  # type: ignore[operator]
 
 
 def audit(run: Run) -> Summary:

@@ -1,0 +1,55 @@
+"""A user's own file of episodes, held against itself: every error names file, line and step.
+
+    episodes = read_user_logs(Path("episodes.jsonl"), evaluated={"shop/2000": "test"})
+
+A log that contradicts itself would teach the experience model nonsense, and one that holds a task of the evaluation would
+make every result worthless; both are refused before anything is written.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dreamgym.core.errors import DataError, PanelLeakError
+from dreamgym.core.files import open_text
+from dreamgym.core.state import InconsistentChange, State, apply_change, make_state
+from dreamgym.core.types import Episode, Transition
+from dreamgym.pipeline.logs import load_logs
+
+_ENDS = {"won": "won", "lost": "lost"}
+
+
+def read_user_logs(path: Path, evaluated: Mapping[str, str]) -> list[Episode]:
+    """The episodes of ``path``, states in their canonical order. ``evaluated``: task id -> panel, of all that is evaluated on.
+
+    Raises ``DataError`` where a change does not fit its state or an end is not that of the last step, and
+    ``PanelLeakError`` where an episode plays an evaluation task, whatever panel it claims.
+    """
+    episodes = load_logs([path])
+    with open_text(path, "r") as f:
+        lines = [n for n, text in enumerate(f, 1) if text.strip()]
+    return [_checked(e, f"{path}:{n}: episode {e.id}", evaluated) for n, e in zip(lines, episodes, strict=True)]
+
+
+def _checked(episode: Episode, where: str, evaluated: Mapping[str, str]) -> Episode:
+    if episode.task.id in evaluated:
+        panel = evaluated[episode.task.id]
+        raise PanelLeakError(f"{where}: its task {episode.task.id} is of the panel {panel}, which this run evaluates on; delete this line")
+    last = episode.transitions[-1].outcome if episode.transitions else "go"
+    if last != _ENDS.get(episode.stop.value, "go"):
+        raise DataError(f"{where}: field stop: {episode.stop.value}, but the last step's outcome is {last}; mend or delete this line")
+    steps = tuple(_sorted(t, f"{where}: transitions.{i}") for i, t in enumerate(episode.transitions))
+    branches = tuple(
+        b.model_copy(update={"transition": _sorted(b.transition, f"{where}: branches.{i}")}) for i, b in enumerate(episode.branches)
+    )
+    task = episode.task.model_copy(update={"first_state": make_state(episode.task.first_state), "sheet": make_state(episode.task.sheet)})
+    return episode.model_copy(update={"task": task, "transitions": steps, "branches": branches})
+
+
+def _sorted(t: Transition, where: str) -> Transition:
+    states: dict[str, State] = {name: make_state(getattr(t, name)) for name in ("state", "removed", "added")}
+    sane = t.model_copy(update=states)
+    try:
+        apply_change(sane.state, sane.change)
+    except InconsistentChange as e:
+        raise DataError(f"{where}: {e}; mend or delete this line") from e
+    return sane
