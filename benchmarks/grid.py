@@ -102,8 +102,8 @@ EXPERIENCE = {
 }
 SFT = {level: {"epochs": 20.0, "rows": 4, "learning_rate": 1e-3} for level in ("easy", "standard")}
 """Epochs chosen on probe (100 games, one seed; docs/results.md)."""
-GRPO = {"easy": {"iterations": 60, "learning_rate": 3e-4}, "standard": {"iterations": 80, "learning_rate": 3e-4}}
-PROBE = {"every": 10, "games": 100}
+GRPO = {"easy": {"iterations": 30}, "standard": {"iterations": 40}}
+PROBE = {"every": 5, "games": 100}
 TEST_GAMES = 150
 METHODS = ("sft", "sft_all", "grpo_real", "grpo_dream", *(f"grpo_dream+{v}" for v in VARIANTS if v != "full"))
 LEVELS = ("easy", "standard")

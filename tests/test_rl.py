@@ -46,11 +46,12 @@ def test_advantages_are_centred_scaled_and_blind_to_invalid_members(rewards):
 
 @given(st.floats(-3, 3), st.lists(st.booleans(), max_size=8), st.floats(0, 1))
 def test_a_step_without_effect_has_no_part_in_a_win_and_all_of_a_failure(advantage, effective, penalty):
-    credit = step_advantages(advantage, effective, penalty)
+    credit = step_advantages(advantage, effective, penalty, 1.0)
     assert [c for c, e in zip(credit, effective, strict=True) if e] == [advantage] * sum(effective)
     idle = [c for c, e in zip(credit, effective, strict=True) if not e]
     assert all(c == (-penalty if advantage > 0 else advantage - penalty) for c in idle)
-    assert step_advantages(advantage, effective, None) == [advantage] * len(effective), "plain GRPO"
+    assert step_advantages(advantage, effective, None, 1.0) == [advantage] * len(effective), "plain GRPO"
+    assert step_advantages(advantage, effective, penalty, 0.1) == [c if c > 0 else c * 0.1 for c in credit]
 
 
 @pytest.mark.parametrize(("advantage", "penalty", "taught"), [
@@ -71,7 +72,7 @@ def test_what_a_repeated_command_is_taught_in_an_episode(advantage, penalty, tau
     episode = Episode(id="e", env="x", task=Task(id="t", instruction="", first_state=there), source="dream", behaviour="policy",
                       transitions=steps, stop=StopReason.WON)  # fmt: skip
     samples = tuple(Sample((7, 8), (n,), (-1.0,), t.action) for n, t in enumerate(steps, 1))
-    trees = policy_trees([(Rollout(episode, samples), advantage)], penalty)
+    trees = policy_trees([(Rollout(episode, samples), advantage)], penalty, 1.0)
     segments = [s for tree in trees for s in tree.segments]
     assert {s.ids[-1:]: pytest.approx(s.advantage) for s in segments} == taught
     assert [tree.prefix for tree in trees] == [(7,)] * bool(taught)

@@ -56,13 +56,15 @@ class WarmStart(Section):
 class Dreaming(Section):
     """GRPO in the dream (see ``dreamgym.rl.grpo.GRPOConfig``)."""
 
-    iterations: int = Field(40, ge=0)
-    tasks: int = Field(16, ge=1)
-    group: int = Field(8, ge=2)
-    learning_rate: float = Field(3e-4, gt=0)
+    iterations: int = Field(12, ge=0)
+    tasks: int = Field(96, ge=1)
+    group: int = Field(4, ge=2)
+    learning_rate: float = Field(6e-4, gt=0)
     clip: float = 0.2
     no_effect_penalty: float | None = Field(0.3, ge=0)
     """Of a step that changes nothing; null = plain GRPO."""
+    negative: float = Field(0.1, ge=0)
+    """Weight of negative advantages; 1 = plain GRPO."""
     passes: int = 2
     environment: str = "dream"
     """``dream``, or ``real`` for the control arm (its steps are counted)."""

@@ -239,6 +239,7 @@ def grpo_config(config: RunConfig) -> GRPOConfig:
         learning_rate=r.learning_rate,
         clip=r.clip,
         no_effect_penalty=r.no_effect_penalty,
+        negative=r.negative,
         passes=r.passes,
         seed=config.seed,
     )

@@ -26,21 +26,24 @@ class GRPOConfig(BaseModel):
     """One run of GRPO."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    iterations: int = 50
-    tasks: int = 16
+    iterations: int = 30
+    tasks: int = 96
     """Tasks of one iteration."""
-    group: int = 8
+    group: int = 4
     """Members per task."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 6e-4
     """Its peak: it rises over ``warmup`` iterations, because Adam's first steps are as long as any and a warm start is easily
     knocked into loops, and falls linearly to 0 over all, because a constant one lets entropy grow without end (docs/results.md)."""
-    warmup: int = 8
+    warmup: int = 2
     clip: float = 0.2
     no_effect_penalty: float | None = 0.3
     """Of a step that changes nothing and does not end the episode (``step_advantages``); None = plain GRPO."""
+    negative: float = 0.1
+    """Weight of negative advantages. Pushing an action down leaves open what rises instead: with weight 1, steps of this length
+    undo a warm start within a few iterations (docs/results.md). 1 = plain GRPO."""
     passes: int = 2
     """Passes over an iteration's samples; each pass is at most ``updates`` optimiser steps (fewer where few rows have an advantage)."""
-    updates: int = 4
+    updates: int = 8
     temperature: float = 1.0
     max_grad_norm: float = 1.0
     row_length: int = 512
@@ -81,7 +84,7 @@ class GRPOTrainer:
         for r in rollouts:
             groups[r.episode.task.id].append(episode_return(r))
         advantages = {name: group_advantages(rewards) for name, rewards in groups.items()}
-        trees = policy_trees([(r, advantages[r.episode.task.id][r.episode.member]) for r in rollouts], c.no_effect_penalty)
+        trees = policy_trees([(r, advantages[r.episode.task.id][r.episode.member]) for r in rollouts], c.no_effect_penalty, c.negative)
         update = self._update(trees)
         done = time.perf_counter()
         valid = [r for r in rollouts if r.episode.valid]
@@ -180,13 +183,13 @@ def has_effect(step: Transition) -> bool:
     return bool(step.removed or step.added) or step.outcome != "go"
 
 
-def policy_trees(rollouts: Sequence[tuple[Rollout, float | None]], penalty: float | None) -> list[Tree]:
+def policy_trees(rollouts: Sequence[tuple[Rollout, float | None]], penalty: float | None, negative: float) -> list[Tree]:
     """Samples of valid episodes that have a non-zero advantage, those with the same prompt sharing it."""
     by_prompt: dict[tuple[int, ...], list[Segment]] = {}
     for rollout, advantage in rollouts:
         if advantage is None:
             continue
-        credit = step_advantages(advantage, [has_effect(t) for t in rollout.episode.transitions], penalty)
+        credit = step_advantages(advantage, [has_effect(t) for t in rollout.episode.transitions], penalty, negative)
         for s, a in zip(rollout.samples, credit, strict=True):
             if a:
                 by_prompt.setdefault(s.prompt[:-1], []).append(Segment((s.prompt[-1], *s.ids), len(s.ids), a))

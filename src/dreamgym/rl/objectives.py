@@ -1,7 +1,7 @@
 """GRPO as pure functions (arXiv 2402.03300; DreamGym Eq. 3): group advantages, credit of steps, the clipped objective.
 
 advantages = group_advantages([1.0, 0.0, 0.0, None])       # None = invalid: no advantage, not part of the statistics
-credit = step_advantages(advantages[0], [True, False])     # the second step changed nothing: no part in the win
+credit = step_advantages(advantages[0], [True, False], 0.3, 1.0)  # the second step changed nothing: no part in the win
 loss, clipped = clipped_loss(logp, old_logp, advantage)
 """
 
@@ -24,15 +24,15 @@ def group_advantages(rewards: Sequence[float | None]) -> list[float | None]:
     return [None if r is None else 0.0 if sd < ZERO_VARIANCE else (r - mean) / sd for r in rewards]
 
 
-def step_advantages(advantage: float, effective: Sequence[bool], penalty: float | None) -> list[float]:
+def step_advantages(advantage: float, effective: Sequence[bool], penalty: float | None, negative: float) -> list[float]:
     """The advantage of each step of an episode: the episode's, but for steps without effect min(advantage, 0) - ``penalty``.
 
     An episode won after twenty commands that did nothing would else teach to repeat them: none of them had a part in the
-    win. ``penalty`` is in standard deviations of the group; None = plain GRPO, each step has the episode's advantage.
+    win. ``penalty`` is in standard deviations of the group; None = each step has the episode's advantage. What is below 0
+    is multiplied by ``negative``. Plain GRPO: None and 1.
     """
-    if penalty is None:
-        return [advantage] * len(effective)
-    return [advantage if e else min(advantage, 0.0) - penalty for e in effective]
+    credit = [advantage if e or penalty is None else min(advantage, 0.0) - penalty for e in effective]
+    return [a if a > 0 else a * negative for a in credit]
 
 
 def clipped_loss(
