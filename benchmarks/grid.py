@@ -105,7 +105,7 @@ SFT = {level: {"epochs": 20.0, "rows": 4, "learning_rate": 1e-3} for level in ("
 GRPO = {"easy": {"iterations": 30}, "standard": {"iterations": 40}}
 PROBE = {"every": 5, "games": 100}
 TEST_GAMES = 150
-METHODS = ("sft", "sft_all", "grpo_real", "grpo_dream", *(f"grpo_dream+{v}" for v in VARIANTS if v != "full"))
+METHODS = ("base", "sft", "sft_all", "grpo_real", "grpo_dream", *(f"grpo_dream+{v}" for v in VARIANTS if v != "full"))
 LEVELS = ("easy", "standard")
 SEEDS = (0, 1, 2)
 console = Console(highlight=False)
@@ -328,7 +328,7 @@ def listing() -> None:
 def main(words: list[str]) -> None:
     if words == ["list"]:
         return listing()
-    if len(words) < 3 or words[0] not in LEVELS or words[1] not in (*METHODS, "base"):
+    if len(words) < 3 or words[0] not in LEVELS or words[1] not in METHODS:
         sys.exit(__doc__)
     import torch
     import transformers

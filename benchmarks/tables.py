@@ -17,12 +17,14 @@ from rich.console import Console
 from benchmarks.grid import CELLS, HERE, LEVELS, METHODS, SEEDS, cell_path, commit
 from dreamgym.core.files import read_json, write_json
 from dreamgym.pipeline.results import AUDIT_KEYS, versions
+from dreamgym.pipeline.stages import shipped
 from dreamgym.pipeline.stats import paired_interval
 
 RESULTS = HERE / "results"
 QUICKSTART = RESULTS / "quickstart.json"
 OPENING, CLOSING = "<!-- cells -->", "<!-- end of cells -->"
 ROWS = {
+    "base": "`base`: the language model that all arms start from",
     "sft": "`sft`: warm start on the limited demonstrations",
     "sft_all": "`sft_all`: every logged success",
     "grpo_real": "`grpo_real`: GRPO in the real environment (control)",
@@ -91,7 +93,8 @@ def level_result(level: str) -> dict[str, object]:
 
 def results_table(levels: tuple[str, ...] = LEVELS) -> str:
     """Markdown: one row per level and method that has cells."""
-    head = ["level", "method", "seeds", "**real success**, 150 test games", "dreamed (no result)", "real steps: logs / RL / probe", "min"]
+    head = ["level", "method", "seeds", "**real success**, 150 test games", "dreamed (no result)"]
+    head += ["real steps: logs / RL / probe", "updates", "min"]
     lines = [head, ["---"] * len(head)]
     for level in levels:
         for method, name in ROWS.items():
@@ -108,6 +111,7 @@ def results_table(levels: tuple[str, ...] = LEVELS) -> str:
                     spread(rates(level, method)),
                     spread(rates(level, method, "dream")) if method.startswith("grpo_dream") else "",
                     " / ".join(f"{n:,.0f}" for n in mean),
+                    f"{fmean(float(str(c['updates'])) for c in found):,.0f}",
                     f"{fmean(float(str(c['wall_s'])) for c in found) / 60:.1f}",
                 ]
             )
@@ -124,9 +128,22 @@ def audit_table() -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def logs_table() -> str:
+    """Markdown: episodes of the shipped logs by behaviour and end, as every cell reports them."""
+    meta = read_json(shipped("logs.json"))
+    found: dict[tuple[str, str], int] = {}
+    for level in LEVELS:
+        for name, n in meta[level]["counts"].items():  # type: ignore[index, call-overload]
+            found[level, name] = n
+    names = sorted({name for _, name in found})
+    lines = [["episodes in the logs: behaviour/end", *LEVELS], ["---"] * (1 + len(LEVELS))]
+    lines += [[name, *(f"{found.get((level, name), 0):,}" for level in LEVELS)] for name in names]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def pages() -> dict[Path, str]:
     """Each page that holds tables, as it should read."""
-    tables = {"README.md": results_table(), "docs/results.md": f"{results_table()}\n\n{audit_table()}"}
+    tables = {"README.md": results_table(), "docs/results.md": f"{results_table()}\n\n{audit_table()}\n\n{logs_table()}"}
     found = {}
     for name, table in tables.items():
         path = HERE.parent / name
@@ -162,7 +179,7 @@ def slice_result() -> dict[str, object]:
 
 def check() -> int:
     """0 where every cell file is current and ``slice.json``, where it is written, and the pages say what the cells say."""
-    known = {cell_path(level, m, s) for level in LEVELS for m in (*METHODS, "base") for s in range(10)}
+    known = {cell_path(level, m, s) for level in LEVELS for m in METHODS for s in range(10)}
     stale = [p.name for p in CELLS.glob("*.json") if p not in known]
     for name in stale:
         console.print(f"stale: {name} (config or code has changed; run its cell again)")
