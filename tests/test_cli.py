@@ -193,10 +193,10 @@ def test_a_demonstration_too_long_for_a_policy_is_refused(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text(a_log())
     lm = LocalLM.load(shipped("base"))
-    _check_actions(lm, read_user_logs(path, {}))
+    _check_actions(lm, read_user_logs(path, {}), 12)
     path.write_text(a_log(transitions=steps_of(a_log(), 0, action="search red shirt of size medium under 30 dollars with long sleeves")))
-    with pytest.raises(ConfigError, match=r"'search red shirt .* 12 at most"):
-        _check_actions(lm, read_user_logs(path, {}))
+    with pytest.raises(ConfigError, match=r"'search red shirt .* raise action_tokens from 12"):
+        _check_actions(lm, read_user_logs(path, {}), 12)
 
 
 def test_another_configuration_does_not_overwrite_a_run(tmp_path):

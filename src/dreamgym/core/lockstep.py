@@ -28,7 +28,6 @@ class Lockstep:
         self._functions = functions
         self._waiting: dict[str, list[tuple[Key, object, asyncio.Future[object]]]] = {name: [] for name in functions}
         self._live = 0
-        self.batches = 0
 
     async def run(self, episodes: Sequence[Awaitable[T]]) -> list[T]:
         """Run all coroutines to their end; results in their order."""
@@ -64,7 +63,6 @@ class Lockstep:
         batch = sorted((w for w in waiting if not w[2].done()), key=lambda w: tuple(map(str, w[0])))
         if not batch:  # their episodes were cancelled
             return
-        self.batches += 1
         try:
             answers = self._functions[name]([request for _, request, _ in batch])
             if len(answers) != len(batch):

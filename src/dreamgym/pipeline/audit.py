@@ -54,7 +54,7 @@ def audit_run(
     counter = RealSteps(purpose="audit")
     games = adapter.tasks(panel, config.evaluation.audit_games)
     actors: dict[str, Actor] = {name: Scripted(e) for name, e in adapter.explorers().items()}
-    actors |= {name: Policy(lm, config.evaluation.temperature) for name, lm in policies.items()}
+    actors |= {name: Policy(lm, config.evaluation.temperature, config.action_tokens) for name, lm in policies.items()}
     seed = config.seed + 7919  # other draws than the evaluation's
     real = {name: play_real(actor, adapter, seats_for(games, seed), counter, "audit", name) for name, actor in actors.items()}
     episodes = [r.episode for played in real.values() for r in played if r.episode.valid]
@@ -95,7 +95,8 @@ def audit_run(
     pairs: list[Episode] = []
     if "policy" in policies:
         result["optimism_dream_trained"] = gap_of.get("policy")
-        found, pairs = dream_wins(Policy(policies["policy"], config.evaluation.temperature), model, adapter, order, seed, counter)
+        winner = Policy(policies["policy"], config.evaluation.temperature, config.action_tokens)
+        found, pairs = dream_wins(winner, model, adapter, order, seed, counter)
         result |= found
     result["real_steps_audit"] = counter.total
     return Audit(result, pairs, [r.episode for r in dreamed.get("policy", ())])

@@ -36,6 +36,8 @@ class Prompt(Section):
     sheet: bool = True
     k: int = Field(1, ge=0)
     history: int = Field(0, ge=0)
+    budget: int = Field(160, ge=1)
+    """Tokens of one reply."""
 
 
 class Experience(Section):
@@ -66,6 +68,8 @@ class Dreaming(Section):
     negative: float = Field(0.1, ge=0)
     """Weight of negative advantages; 1 = plain GRPO."""
     passes: int = 2
+    row_length: int = Field(512, ge=64)
+    """Tokens of one packed row; a prompt and its action must fit."""
     environment: str = "dream"
     """``dream``, or ``real`` for the control arm (its steps are counted)."""
     real_budget: int | None = None
@@ -93,6 +97,8 @@ class RunConfig(Section):
     base: str = "shipped"
     """``shipped``, ``tiny`` (train one on the logs' text), or a folder or hub name of a causal LM."""
     seed: int = 0
+    action_tokens: int = Field(12, ge=2)
+    """Tokens of one action of the policy, its end included; longer ones are cut (demonstrations that are longer are refused)."""
     collect_tasks: int = 620
     """Training tasks recorded where ``logs: collect``."""
     pretrain: Optimisation = Optimisation(learning_rate=2e-3, epochs=3)

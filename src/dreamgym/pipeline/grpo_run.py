@@ -100,7 +100,7 @@ class GRPORun:
         return LocalLM.load(policy)
 
     def _play(self, seats: Sequence[Seat]) -> list[Rollout]:
-        actor = Policy(self.lm, self.config.temperature)
+        actor = Policy(self.lm, self.config.temperature, self.config.action_tokens)
         if self.model is not None:
             return play_dream(actor, self.model, self.adapter.cap, seats)
         return play_real(actor, self.adapter, seats, self.counter, "rl", "policy")
@@ -112,9 +112,8 @@ class GRPORun:
 
     def _probe(self, tasks: Sequence[Task], temperature: float) -> float:
         """Real success on the probe panel; the best so far is kept as the run's policy."""
-        rate = success_rate(
-            play_real(Policy(self.lm, temperature), self.adapter, seats_for(tasks, self.config.seed), self.counter, "probe", "probe")
-        )
+        actor = Policy(self.lm, temperature, self.config.action_tokens)
+        rate = success_rate(play_real(actor, self.adapter, seats_for(tasks, self.config.seed), self.counter, "probe", "probe"))
         if not self.probe or rate >= max(p["success"] for p in self.probe):
             self.lm.save(self.folder / "policy")
         self.probe.append({"iteration": float(self.iteration), "success": rate})

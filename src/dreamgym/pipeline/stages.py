@@ -27,7 +27,6 @@ from dreamgym.pipeline.run import Run, bar, drop_torn_checkpoints, fit_report
 from dreamgym.pipeline.user_logs import read_user_logs
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.rl.grpo import GRPOConfig
-from dreamgym.rl.policy import _BUDGET as ACTION_TOKENS
 from dreamgym.rl.policy import Policy
 
 LOGS, ANNOTATED = "logs.jsonl.xz", "annotated.jsonl.xz"
@@ -41,7 +40,7 @@ def shipped(name: str) -> Path:
 
 def prompt_config(config: RunConfig) -> ExperienceConfig:
     p = config.experience.prompt
-    return ExperienceConfig(reasoning=p.reasoning, sheet=p.sheet, k=p.k, history=p.history)
+    return ExperienceConfig(reasoning=p.reasoning, sheet=p.sheet, k=p.k, history=p.history, budget=p.budget)
 
 
 def fit_config(o: Optimisation, seed: int) -> FitConfig:
@@ -159,20 +158,20 @@ def warm_start_policy(run: Run) -> Summary:
     """Behaviour cloning of the limited demonstrations: the policy before any reinforcement learning."""
     config = run.config
     demos = demonstrations(load_logs([run.path(LOGS)]), config.sft.demonstrations)
-    _check_actions(LocalLM.load(base_path(run)), demos)
+    _check_actions(LocalLM.load(base_path(run)), demos, config.action_tokens)
     drop_torn_checkpoints(run.path("sft/checkpoints"))
     with bar() as progress:
         warm_start(base_path(run), demos, fit_config(config.sft.fit, config.seed), run.path("sft"), fit_report(progress, "warm start"))
     return {"demonstrations": len(demos), "steps": sum(len(e.transitions) for e in demos)}
 
 
-def _check_actions(lm: LocalLM, demos: Sequence[Episode]) -> None:
+def _check_actions(lm: LocalLM, demos: Sequence[Episode], limit: int) -> None:
     """A demonstrated action that the policy has not the tokens for would be taught and never said."""
     for action in sorted({t.action for e in demos for t in e.transitions}):
         tokens = len(lm.encode(f" {action}")) + 1
-        if tokens > ACTION_TOKENS:
-            raise ConfigError(f"base: the demonstrated action {action!r} has {tokens} tokens with its end, a policy writes {ACTION_TOKENS}"
-                              " at most; base: tiny learns a tokenizer from the logs")  # fmt: skip
+        if tokens > limit:
+            raise ConfigError(f"action_tokens: the demonstrated action {action!r} has {tokens} tokens with its end; raise action_tokens"
+                              f" from {limit} to {tokens} or more")  # fmt: skip
 
 
 def demonstrations(episodes: Sequence[Episode], limit: int | None) -> list[Episode]:
@@ -241,6 +240,8 @@ def grpo_config(config: RunConfig) -> GRPOConfig:
         no_effect_penalty=r.no_effect_penalty,
         negative=r.negative,
         passes=r.passes,
+        row_length=r.row_length,
+        action_tokens=config.action_tokens,
         seed=config.seed,
     )
 
@@ -251,9 +252,8 @@ def evaluate(run: Run, arm: str) -> Summary:
     counter = RealSteps()
     panel = config.evaluation.panel
     tasks = _panel(adapter, panel, config.evaluation.games)
-    played = play_real(
-        Policy(LocalLM.load(run.path(arm)), config.evaluation.temperature), adapter, seats_for(tasks, config.seed), counter, panel, arm
-    )
+    policy = Policy(LocalLM.load(run.path(arm)), config.evaluation.temperature, config.action_tokens)
+    played = play_real(policy, adapter, seats_for(tasks, config.seed), counter, panel, arm)
     episodes = [r.episode for r in played]
     write_episodes(run.path(f"eval-{arm}-{panel}.jsonl"), episodes)
     return {

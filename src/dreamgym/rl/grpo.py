@@ -19,6 +19,7 @@ from dreamgym.core.types import Task, Transition
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack
 from dreamgym.rl.objectives import clipped_loss, group_advantages, step_advantages
+from dreamgym.rl.policy import ACTION_TOKENS
 from dreamgym.rl.rollout import Rollout, Seat
 
 
@@ -45,6 +46,8 @@ class GRPOConfig(BaseModel):
     """Passes over an iteration's samples; each pass is at most ``updates`` optimiser steps (fewer where few rows have an advantage)."""
     updates: int = 8
     temperature: float = 1.0
+    action_tokens: int = ACTION_TOKENS
+    """At most; a longer action is cut."""
     max_grad_norm: float = 1.0
     row_length: int = 512
     rows: int = 8

@@ -15,8 +15,8 @@ from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.state import State
 from dreamgym.lm.local import LocalLM
 
-CONTEXT = "step-wise: instruction and carried state, no history"
-_BUDGET = 12
+ACTION_TOKENS = 12
+"""Tokens of one action with its end; enough for a command of the cooking games in the shipped tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,13 @@ class Scripted:
 class Policy:
     """The trained policy."""
 
-    def __init__(self, lm: LocalLM, temperature: float) -> None:
+    def __init__(self, lm: LocalLM, temperature: float, action_tokens: int = ACTION_TOKENS) -> None:
         self.lm = lm
         self.temperature = temperature
+        self.action_tokens = action_tokens
 
     def act(self, turns: Sequence[Turn]) -> list[Sample]:
         prompts = self.lm.encode_batch([" " + render_policy(t.instruction, t.state) for t in turns])
         draws = [keyed_rng("policy", *t.key) for t in turns]
-        replies = self.lm.generate(prompts, _BUDGET, self.temperature, draws)
+        replies = self.lm.generate(prompts, self.action_tokens, self.temperature, draws)
         return [Sample(tuple(p), g.ids, g.logprobs, " ".join(self.lm.decode(g.ids).split())) for p, g in zip(prompts, replies, strict=True)]
