@@ -160,6 +160,16 @@ def test_a_model_that_cannot_be_written_is_one_line(tmp_path):
     assert not run.done("train")
 
 
+def test_a_prompt_longer_than_a_row_names_the_key(tmp_path):
+    from dreamgym.core.errors import ConfigError
+    from dreamgym.lm.packing import Segment, Tree, pack
+    from dreamgym.pipeline.config import RunConfig
+    from dreamgym.pipeline.run import Run
+
+    with pytest.raises(ConfigError, match=r"warm-start: .* 9 tokens, a row 8; raise row_length"):
+        Run(tmp_path, RunConfig()).stage("warm-start", lambda: pack([Tree((1,) * 6, (Segment((2,) * 3, 1),))], 8))
+
+
 def test_a_checkpoint_that_a_kill_left_unfinished_is_dropped(tmp_path):
     from dreamgym.pipeline.run import drop_torn_checkpoints
 
