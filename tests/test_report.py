@@ -229,7 +229,7 @@ def test_a_run_killed_while_training_shows_what_is_there(full_run: Path) -> None
     for name in ("metrics", "episodes"):
         with open(full_run / f"policy_run/{name}.jsonl", "a", encoding="utf-8") as f:
             f.write('{"iteration": 3.0, "rew')
-    assert "3 of 40 iterations are there" in text_of(write_report(full_run).read_text(encoding="utf-8"))
+    assert f"3 of {RunConfig().rl.iterations} iterations are there" in text_of(write_report(full_run).read_text(encoding="utf-8"))
 
 
 def test_the_real_control_is_not_called_dreamed(new_run: Path) -> None:
