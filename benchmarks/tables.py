@@ -91,12 +91,12 @@ def level_result(level: str) -> dict[str, object]:
     }
 
 
-def results_table(levels: tuple[str, ...] = LEVELS) -> str:
+def results_table() -> str:
     """Markdown: one row per level and method that has cells."""
     head = ["level", "method", "seeds", "**real success**, 150 test games", "dreamed (no result)"]
     head += ["real steps: logs / RL / probe", "updates", "min"]
     lines = [head, ["---"] * len(head)]
-    for level in levels:
+    for level in LEVELS:
         for method, name in ROWS.items():
             found = cells(level, method)
             if not found:
@@ -184,8 +184,11 @@ def check() -> int:
     for name in stale:
         console.print(f"stale: {name} (config or code has changed; run its cell again)")
     path = RESULTS / "slice.json"
-    differs = False
-    if path.exists() and not missing():
+    differs, absent = False, missing()
+    if path.exists() and absent:
+        differs = True
+        console.print(f"slice.json was written from files that are not there now: {', '.join(absent[:3])}")
+    elif path.exists():
         written, now = read_json(path), slice_result()
         compared = (*LEVELS, "quickstart_wall_s", "peak_rss_gib")
         differs = any(json.dumps(written[key], sort_keys=True) != json.dumps(now[key], sort_keys=True) for key in compared)
@@ -194,9 +197,6 @@ def check() -> int:
     for page in (p for p, text in pages().items() if text != p.read_text(encoding="utf-8")):
         differs = True
         console.print(f"{page.name}: its table differs from the cells; run make results")
-    if path.exists() and (absent := missing()):
-        differs = True
-        console.print(f"slice.json was written from files that are not there now: {', '.join(absent[:3])}")
     if not stale and not differs:
         console.print(f"{len(list(CELLS.glob('*.json')))} cells, all current")
     return int(bool(stale) or differs)
