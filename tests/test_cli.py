@@ -289,3 +289,27 @@ def test_the_whole_way_on_a_users_own_environment_killed_and_resumed(tmp_path):
     assert json.loads((run / "results.json").read_text())["after"] == results["after"]
     assert "before" in done.stdout
     assert "after" in done.stdout
+
+
+def test_the_whole_way_with_an_experience_model_behind_a_server(tmp_path):
+    pytest.importorskip("openai", reason="needs the extra [endpoint]")
+    from benchmarks.loopback import LoopbackServer, from_logs
+    from dreamgym.core.files import read_episodes
+
+    run = tmp_path / "run"
+    small = [*SMALL, "collect_tasks=30", "pretrain.epochs=1", "sft.fit.epochs=3", "rl.iterations=2", "rl.probe_every=0"]
+    named = [*small, "experience.endpoint.server.model=m"]
+    assert dreamgym("collect", "--run", str(run), *named, "experience.endpoint.server.base_url=http://nowhere/v1").returncode == 0
+    with LoopbackServer(from_logs(read_episodes(run / "logs.jsonl.xz")), faulty=0.1, kinds=("429", "500", "schema")) as server:
+        words = [*named, f"experience.endpoint.server.base_url={server.url}"]
+        words += ["experience.endpoint.server.price_in=1", "experience.endpoint.server.price_out=2"]
+        done = dreamgym("quickstart", "--run", str(run), *words)
+        assert done.returncode == 0, done.stdout
+        calls = len(server.bodies)
+    assert calls > 50
+    summary = json.loads((run / "stages" / "train.json").read_text())
+    assert summary["usd"] > 0
+    assert summary["experience_calls_failed"] == 0
+    assert summary["rl_real_steps"] == 0
+    assert not (run / "experience").exists(), "nothing is trained"
+    assert json.loads((run / "results.json").read_text())["audit"]

@@ -30,3 +30,7 @@ class BatchError(DreamgymError):
 
 class BudgetError(DreamgymError):
     """The budget of real environment steps is used up."""
+
+
+class EndpointError(DreamgymError):
+    """A model server refuses the calls or is down; the text names it, the cause and what to change."""

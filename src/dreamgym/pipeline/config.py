@@ -8,12 +8,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreamgym.core.errors import ConfigError
+from dreamgym.endpoint.config import EndpointConfig
+from dreamgym.experience.chat import EndpointReply
 
 
 class Section(BaseModel):
@@ -37,12 +39,21 @@ class Prompt(Section):
     k: int = Field(1, ge=0)
     history: int = Field(0, ge=0)
     budget: int = Field(160, ge=1)
-    """Tokens of one reply."""
+    """Tokens of one reply of the local model."""
+
+
+class Remote(Section):
+    """An experience model behind an OpenAI-compatible server, instead of a local one: nothing is trained."""
+
+    server: EndpointConfig
+    reply: EndpointReply = EndpointReply()
 
 
 class Experience(Section):
+    endpoint: Remote | None = None
+    """Play the environment through a server (fine-tuned there, or training-free); null = train a local model."""
     prompt: Prompt = Prompt()
-    fit: Optimisation = Optimisation(learning_rate=2e-3, epochs=1.0, row_length=320, rows=16)
+    fit: Optimisation = Optimisation(learning_rate=2e-3, epochs=0.75, row_length=320, rows=16)
     teacher: str = "own"
     """``own`` = the environment's teacher, ``generic`` = before/after difference only."""
 
@@ -166,7 +177,8 @@ def _explain(loc: tuple[int | str, ...], message: str, kind: str, where: str) ->
     model: type[BaseModel] = RunConfig
     for part in loc[:-1]:
         annotation = model.model_fields[str(part)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        for kind in (annotation, *get_args(annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                model = kind
     near = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
     return f"{where}: unknown key {key}" + (f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(model.model_fields)}")

@@ -29,11 +29,9 @@ class Run:
         self.config = config
         folder.mkdir(parents=True, exist_ok=True)
         saved = folder / "config.yaml"
-        if saved.exists():
-            known = load_config(saved)
-            if known.model_copy(update={"rl": known.rl.model_copy(update={"real_budget": config.rl.real_budget})}) != config:
-                raise ConfigError(f"{saved}: this folder holds a run with another configuration; choose another --run or delete it")
-        write_atomic(saved, dump_config(config))  # a raised real budget may differ: that is how a stopped run goes on
+        if saved.exists() and _decisive(load_config(saved)) != _decisive(config):
+            raise ConfigError(f"{saved}: this folder holds a run with another configuration; choose another --run or delete it")
+        write_atomic(saved, dump_config(config))
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -70,6 +68,15 @@ class Run:
     def summary(self, name: str) -> dict[str, object]:
         """What a finished stage reported."""
         return read_json(self.path(f"stages/{name}.json"))
+
+
+def _decisive(config: RunConfig) -> dict[str, object]:
+    """What may not change in a run. The rest is how a stopped run goes on: a raised real budget, another way to the same model."""
+    data = config.model_dump(mode="json")
+    data["rl"]["real_budget"] = None
+    if config.experience.endpoint:
+        data["experience"]["endpoint"]["server"] = config.experience.endpoint.server.model
+    return data
 
 
 def drop_torn_checkpoints(folder: Path) -> None:

@@ -13,12 +13,12 @@ from dreamgym.core.files import read_episodes, read_json, write_episodes, write_
 from dreamgym.core.types import Episode, Panel, Task
 from dreamgym.envs.adapter import Adapter, load_adapter
 from dreamgym.experience.annotate import GenericTeacher, annotate
-from dreamgym.experience.model import LocalExperienceModel
+from dreamgym.experience.model import ExperienceModel, LocalExperienceModel
 from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.audit import audit_run
-from dreamgym.pipeline.config import Optimisation, RunConfig
+from dreamgym.pipeline.config import Optimisation, Remote, RunConfig
 from dreamgym.pipeline.grpo_run import GRPORun
 from dreamgym.pipeline.learn import train_base, train_experience, warm_start
 from dreamgym.pipeline.logs import counts, load_logs, successes, tasks_of
@@ -137,8 +137,11 @@ def base_path(run: Run) -> str:
 
 
 def train_experience_model(run: Run) -> Summary:
-    """Supervised fine-tuning of the experience model (Eq. 5)."""
+    """Supervised fine-tuning of the local experience model (Eq. 5); nothing where a server plays the environment."""
     config = run.config
+    if config.experience.endpoint:
+        server = config.experience.endpoint.server
+        return {"endpoint": server.base_url, "model": server.model, **config.experience.prompt.model_dump()}
     episodes = load_logs([run.path(ANNOTATED)])
     drop_torn_checkpoints(run.path("experience/checkpoints"))
     with bar() as progress:
@@ -186,13 +189,19 @@ def demonstrations(episodes: Sequence[Episode], limit: int | None) -> list[Episo
     return won
 
 
-def experience_model(run: Run, tasks_seen: bool = False) -> tuple[LocalExperienceModel, ReplayBuffer]:
-    """The trained experience model over a buffer seeded with the real transitions."""
+def experience_model(run: Run, tasks_seen: bool = False) -> tuple[ExperienceModel, ReplayBuffer]:
+    """The experience model, trained here or behind a server, over a buffer seeded with the real transitions."""
     buffer = ReplayBuffer()
     config = prompt_config(run.config)
     if config.k:
         buffer.add(load_logs([run.path(LOGS)]))
     config = config.model_copy(update={"same_task": tasks_seen})
+    remote = run.config.experience.endpoint
+    if remote:
+        from dreamgym.endpoint.client import Endpoint  # the extra [endpoint]
+        from dreamgym.experience.endpoint import EndpointExperienceModel
+
+        return EndpointExperienceModel(Endpoint(remote.server), config, remote.reply, buffer.snapshot()), buffer
     return LocalExperienceModel(LocalLM.load(run.path("experience")), config, buffer.snapshot()), buffer
 
 
@@ -226,7 +235,16 @@ def train_policy(run: Run) -> Summary:
         "rollout_s": sum(m["rollout_s"] for m in metrics),
         "update_s": sum(m["update_s"] for m in metrics),
         **spent,
+        **(_remote_costs(model, config.experience.endpoint, spent) if config.experience.endpoint else {}),
     }
+
+
+def _remote_costs(model: ExperienceModel | None, remote: Remote, spent: dict[str, float]) -> Summary:
+    """US dollars of the whole stage, and why replies were not usable (since the last start)."""
+    from dreamgym.experience.endpoint import EndpointExperienceModel  # the extra [endpoint]
+
+    usd = remote.server.usd(spent.get("experience_tokens_in", 0.0), spent.get("experience_tokens_out", 0.0))
+    return {"usd": usd, "unusable_replies": dict(model.reasons) if isinstance(model, EndpointExperienceModel) else {}}
 
 
 def grpo_config(config: RunConfig) -> GRPOConfig:

@@ -1,0 +1,165 @@
+"""The experience model's prompt and reply for chat LLMs: sections of JSON strings in, one JSON object out.
+
+The order keeps a server's prefix cache warm: what never changes comes first (rules, task, sheet), then the history, which
+only grows, then the retrieved experiences, the state and the action. All of it but the rules is untrusted; each piece is one
+JSON string in which no quote, line end, control character or chat marker of its own survives, so nothing in it can end a
+section, a thought or a message. Replies are parsed strictly (arXiv 2511.03773 Eq. 4; this serialisation is our choice).
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dreamgym.core.grammar import GrammarError, Reply
+from dreamgym.core.state import Change, State, diff, make_state
+from dreamgym.core.types import Outcome, Transition
+from dreamgym.endpoint.config import Message
+from dreamgym.experience.prompt import ExperienceConfig, Request
+from dreamgym.prompts import prompt
+
+Form = Literal["change", "state"]
+"""What a reply states: the lines that leave and enter (short, checked against the state), or the whole next state (the paper)."""
+
+_UNSAFE = re.compile(
+    r"[<>\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]|\[(?=/?[A-Z_]{2,}\])"
+)
+_ENDS: dict[str, Outcome] = {"continue": "go", "success": "won", "failure": "lost"}
+_SHOWN = {outcome: word for word, outcome in _ENDS.items()}
+_FENCE = re.compile(r"```(?:json)?\s*\n(?P<body>.*?)\n?```", re.DOTALL)
+_THOUGHT = re.compile(r"<think>(?P<thought>.*?)</think>", re.DOTALL)
+
+
+class EndpointReply(BaseModel):
+    """How a chat LLM is asked for a step."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    form: Form = "change"
+    """``change``: lines that leave and enter; ``state``: the whole next state, as in the paper."""
+    reasoning_tokens: int = Field(768, ge=0)
+    outcome_tokens: int = Field(512, ge=1)
+    """Kept free for the outcome beside ``reasoning_tokens``: a thought within its budget never starves it."""
+    temperature: float = Field(0.0, ge=0)
+    """0 where the sheet fixes the world and the policy brings the diversity; above for open-ended worlds (a simulated user)."""
+    samples: int = Field(3, ge=1)
+    """Replies drawn at most per step, while none is usable; the further ones at ``retry_temperature``."""
+    retry_temperature: float = Field(1.0, ge=0)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ChangeReply(_Strict):
+    """A reply that names the lines which leave and enter."""
+
+    reasoning: str = Field(max_length=20_000)
+    removed: list[str]
+    added: list[str]
+    outcome: Literal["continue", "success", "failure"]
+
+
+class StateReply(_Strict):
+    """A reply that gives the whole next state."""
+
+    reasoning: str = Field(max_length=20_000)
+    next_state: list[str]
+    outcome: Literal["continue", "success", "failure"]
+
+
+def quoted(text: str) -> str:
+    """``text`` as one JSON string without chat markers (``<|im_end|>``, ``[INST]``), invisible or direction-changing characters.
+
+    ``json.loads`` gives ``text`` back.
+    """
+    return _UNSAFE.sub(_escaped, json.dumps(text, ensure_ascii=False))
+
+
+def _escaped(m: re.Match[str]) -> str:
+    return json.dumps(m[0])[1:-1] if ord(m[0][0]) > 0x7F else f"\\u{ord(m[0]):04x}"
+
+
+def reply_schema(form: Form, reasoning: bool = True) -> dict[str, object]:
+    """JSON schema of a reply: every key required, nothing else allowed, the reasoning first."""
+    schema = (ChangeReply if form == "change" else StateReply).model_json_schema()
+    keys = [k for k in schema["properties"] if reasoning or k != "reasoning"]
+    properties = {k: {n: v for n, v in schema["properties"][k].items() if n not in ("title", "maxLength")} for k in keys}
+    return {"type": "object", "properties": properties, "required": keys, "additionalProperties": False}
+
+
+def step_messages(request: Request, similar: Sequence[Transition], config: ExperienceConfig, form: Form) -> tuple[Message, ...]:
+    """The prompt of one step. ``similar``: retrieved experiences, best first; the best is shown last, next to the state."""
+    rules = prompt(f"reply-{form}.v1")
+    if config.reasoning:
+        rules = '- "reasoning": string, your reasoning, a few sentences;\n' + rules
+    past = request.past[-config.history :] if config.history else ()
+    sections = [
+        ("Task", [quoted(request.instruction)]),
+        ("World sheet: facts of this world that the agent has not seen yet", _lines(request.sheet) if config.sheet else []),
+        ("Earlier actions of this episode, oldest first", [quoted(a) for a in past]),
+        ("Similar experiences, most similar last", [_experience(t) for t in reversed(similar[: config.k])]),
+        ("Current state", _lines(request.state)),
+        ("The agent's action", [quoted(request.action)]),
+    ]
+    body = "\n\n".join(f"## {name}\n" + "\n".join(lines or ["(none)"]) for name, lines in sections)
+    return ("system", prompt("step.v1", reply=rules)), ("user", body)
+
+
+def _lines(state: State) -> list[str]:
+    return [quoted(s) for s in state]
+
+
+def _experience(t: Transition) -> str:
+    lists = {"state": t.state, "action": t.action, "removed": t.removed, "added": t.added}
+    parts = [f"{quoted(k)}: " + (quoted(v) if isinstance(v, str) else "[" + ", ".join(map(quoted, v)) + "]") for k, v in lists.items()]
+    return "{" + ", ".join([*parts, f'"outcome": "{_SHOWN[t.outcome]}"']) + "}"
+
+
+def parse_step(text: str, state: State, form: Form, thought: str = "", reasoning: bool = True) -> Reply:
+    """A reply as reasoning, change and outcome. Raises ``GrammarError`` on anything but one JSON object of the agreed keys.
+
+    A thought in ``<think>`` tags before it and a code fence around it are known habits of models and are taken off; a
+    thought that does not end is a truncated one. Nothing else is repaired. ``thought``: what the server handed over apart.
+    """
+    body = text.strip()
+    if body.startswith("<think>"):
+        m = _THOUGHT.match(body)
+        if m is None:
+            raise GrammarError("a thought that does not end")
+        thought, body = m["thought"].strip(), body[m.end() :].strip()
+    if m := _FENCE.fullmatch(body):
+        body = m["body"]
+    try:
+        data = json.loads(body, object_pairs_hook=_no_repeats)
+        if isinstance(data, dict) and not reasoning:
+            data = {"reasoning": "", **data}
+        reply = (ChangeReply if form == "change" else StateReply).model_validate(data)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise GrammarError(f"field {'.'.join(map(str, first['loc'])) or '(top)'}: {first['msg']}") from e
+    except ValueError as e:
+        raise GrammarError(f"not one JSON object ({e}): {body[:80]!r}") from e
+    why = "\n".join(filter(None, (thought, reply.reasoning.strip())))
+    if reasoning and not why:
+        raise GrammarError("field reasoning: empty")
+    outcome = _ENDS[reply.outcome]
+    if isinstance(reply, StateReply):
+        after = make_state(reply.next_state)
+        if not after and state and outcome == "go":
+            raise GrammarError("field next_state: empty, and the episode goes on")
+        change = diff(state, after)
+    else:
+        change = Change(make_state(reply.removed), make_state(reply.added))
+    if any("\n" in s for s in change.added):
+        raise GrammarError("a line of the state holds a line end")
+    return Reply(why if reasoning else "", change, outcome)
+
+
+def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object whose keys come once: a second ``outcome`` must not win silently."""
+    keys = [k for k, _ in pairs]
+    if len(set(keys)) != len(keys):
+        raise ValueError("a key twice in one object")
+    return dict(pairs)

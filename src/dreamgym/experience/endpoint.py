@@ -1,0 +1,120 @@
+"""An experience model behind an OpenAI-compatible server: fine-tuned, or training-free with retrieved real episodes.
+
+    model = EndpointExperienceModel(Endpoint(server), ExperienceConfig(k=4, history=8), EndpointReply(), buffer.snapshot())
+
+Without fine-tuning the retrieved experiences carry what is known of the environment (arXiv 2511.01824 does without them); an
+empty buffer is a cold start and works. At temperature 0 equal questions get one answer; above, every member of a group
+draws its own. Reasoning and outcome have separate budgets: a reply that ends inside its thought is an invalid step with that
+reason, never an empty observation.
+"""
+
+from collections.abc import Sequence
+
+from dreamgym.core.grammar import GrammarError
+from dreamgym.core.seeding import key_of
+from dreamgym.core.state import InconsistentChange, apply_change
+from dreamgym.core.types import StopReason, Transition
+from dreamgym.endpoint.client import Endpoint
+from dreamgym.endpoint.config import Answer, Ask
+from dreamgym.experience.chat import EndpointReply, parse_step, reply_schema, step_messages
+from dreamgym.experience.model import Prediction
+from dreamgym.experience.prompt import ExperienceConfig, PromptBuilder, Request
+from dreamgym.replay.buffer import Retrieval
+
+
+class EndpointExperienceModel:
+    """Plays the environment through a chat server. Satisfies ``ExperienceModel``."""
+
+    def __init__(self, endpoint: Endpoint, config: ExperienceConfig, reply: EndpointReply, retrieval: Retrieval) -> None:
+        self.endpoint, self.config, self.reply = endpoint, config, reply
+        self.calls = 0
+        self.remembered = 0
+        self.reasons: dict[str, int] = {}
+        """Why replies were not usable, counted (each was drawn again where ``samples`` allows)."""
+        self.use(retrieval)
+
+    def use(self, retrieval: Retrieval) -> None:
+        """A new snapshot; what was remembered under the old one is forgotten."""
+        self._prompts = PromptBuilder(self.config, retrieval)
+        self._memory: dict[tuple[object, ...], Prediction] = {}
+
+    def costs(self) -> dict[str, int]:
+        c = self.endpoint.counts
+        return {
+            "experience_calls": self.calls,
+            "experience_calls_remembered": self.remembered,
+            "experience_calls_cached": c["cached"],
+            "experience_calls_repeated": c["attempts"] + c["cached"] - c["calls"],
+            "experience_calls_failed": c["failed"],
+            "experience_calls_unusable": sum(self.reasons.values()),
+            "experience_tokens_in": c["tokens_in"],
+            "experience_tokens_in_cached": c["tokens_in_cached"],
+            "experience_tokens_out": c["tokens_out"],
+        }
+
+    def recall(self, request: Request) -> Prediction | None:
+        known = self._memory.get(self._question(request))
+        if known is not None:
+            self.calls += 1
+            self.remembered += 1
+        return known
+
+    def _question(self, r: Request) -> tuple[object, ...]:
+        """What an answer belongs to: the question, and above temperature 0 also who asks."""
+        past = r.past[-self.config.history :] if self.config.history else ()
+        question = (r.task, r.instruction, r.sheet, past, r.state, r.action)
+        return question if not self.reply.temperature else (*question, r.key)
+
+    def predict(self, requests: Sequence[Request]) -> list[Prediction]:
+        """Predictions in the order of ``requests``; an unusable or failed one says why."""
+        keys = [self._question(r) for r in requests]
+        new = {k: r for k, r in zip(keys, requests, strict=True) if k not in self._memory}
+        self.calls += len(requests)
+        self.remembered += len(requests) - len(new)
+        found = self._predict(list(new.items()))
+        # a call that failed is nobody's answer: who asks the same later, asks the server again
+        self._memory.update({k: p for k, p in zip(new, found, strict=True) if p.invalid is not StopReason.INVALID_ENV})
+        here = dict(zip(new, found, strict=True))
+        return [here[k] if k in here else self._memory[k] for k in keys]
+
+    def _predict(self, asked: list[tuple[tuple[object, ...], Request]]) -> list[Prediction]:
+        requests = [r for _, r in asked]
+        similar = self._prompts.similar(requests, [not self.config.same_task] * len(requests), self.config.k)
+        return self.endpoint.together([self._step(key, r, s) for (key, r), s in zip(asked, similar, strict=True)])
+
+    async def _step(self, key: tuple[object, ...], request: Request, similar: Sequence[Transition]) -> Prediction:
+        """One step: replies are drawn until one is usable, or ``samples`` are spent, or the server has failed."""
+        messages = step_messages(request, similar, self.config, self.reply.form)
+        prediction = Prediction(None, StopReason.INVALID_REPLY, "")
+        for n in range(self.reply.samples):
+            ask = Ask(
+                messages=messages,
+                budget=(self.reply.reasoning_tokens if self.config.reasoning else 0) + self.reply.outcome_tokens,
+                temperature=self.reply.temperature if n == 0 else max(self.reply.temperature, self.reply.retry_temperature),
+                seed=key_of("experience", n, repr(key)),
+                reply=reply_schema(self.reply.form, self.config.reasoning),
+            )
+            prediction = self._check(await self.endpoint.reply(ask), request)
+            if prediction.reply is not None or prediction.invalid is StopReason.INVALID_ENV:
+                break
+        return prediction
+
+    def _check(self, answer: Answer, request: Request) -> Prediction:
+        """An answer as a prediction: parsed strictly, then held against the state."""
+        if answer.failed:
+            return self._invalid(StopReason.INVALID_ENV, answer.error, answer.error)
+        if answer.error:
+            return self._invalid(StopReason.INVALID_REPLY, answer.error, answer.thought + answer.text)
+        try:
+            reply = parse_step(answer.text, request.state, self.reply.form, answer.thought, self.config.reasoning)
+        except GrammarError as e:
+            return self._invalid(StopReason.INVALID_REPLY, str(e).partition(":")[0], answer.text)
+        try:
+            apply_change(request.state, reply.change)
+        except InconsistentChange as e:
+            return self._invalid(StopReason.INVALID_CHANGE, str(e).partition(":")[0], answer.text)
+        return Prediction(reply, None, answer.text)
+
+    def _invalid(self, stop: StopReason, reason: str, text: str) -> Prediction:
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        return Prediction(None, stop, f"({reason}) {text}")
