@@ -313,3 +313,8 @@ def test_the_whole_way_with_an_experience_model_behind_a_server(tmp_path):
     assert summary["rl_real_steps"] == 0
     assert not (run / "experience").exists(), "nothing is trained"
     assert json.loads((run / "results.json").read_text())["audit"]
+    with LoopbackServer(from_logs(read_episodes(run / "logs.jsonl.xz"))) as server:
+        words[-3] = f"experience.endpoint.server.base_url={server.url}"  # another address of the same model goes on
+        attacked = dreamgym("attack", "--run", str(run), *words)
+    assert attacked.returncode == 0, attacked.stdout
+    assert json.loads((run / "attacks.json").read_text())["n"] >= 200

@@ -91,6 +91,16 @@ def audit(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigF
 
 
 @app.command()
+def attack(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None) -> None:
+    """Try to talk a success into existence, in hundreds of ways: attacks.json says what the experience model grants wrongly."""
+    from dreamgym.pipeline.stages import attack as work
+
+    opened = _open(run, config, overrides)
+    _need(opened, "eval-sft")
+    opened.stage("attack", lambda: work(opened))
+
+
+@app.command()
 def report(run: RunFolder = DEFAULT) -> None:
     """One self-contained HTML page of a run: curves, budget, audit, episodes with their reasoning; results.json of a whole run."""
     from dreamgym.pipeline.results import write_results

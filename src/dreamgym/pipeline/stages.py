@@ -10,13 +10,14 @@ from pathlib import Path
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import ConfigError, DataError
 from dreamgym.core.files import read_episodes, read_json, write_episodes, write_json
-from dreamgym.core.types import Episode, Panel, Task
+from dreamgym.core.types import Episode, Panel, StopReason, Task
 from dreamgym.envs.adapter import Adapter, load_adapter
 from dreamgym.experience.annotate import GenericTeacher, annotate
 from dreamgym.experience.model import ExperienceModel, LocalExperienceModel
 from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
+from dreamgym.pipeline.attack import attack_run
 from dreamgym.pipeline.audit import audit_run
 from dreamgym.pipeline.config import Optimisation, Remote, RunConfig
 from dreamgym.pipeline.grpo_run import GRPORun
@@ -27,7 +28,7 @@ from dreamgym.pipeline.run import Run, bar, drop_torn_checkpoints, fit_report
 from dreamgym.pipeline.user_logs import read_user_logs
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.rl.grpo import GRPOConfig
-from dreamgym.rl.policy import Policy
+from dreamgym.rl.policy import Policy, Scripted
 
 LOGS, ANNOTATED = "logs.jsonl.xz", "annotated.jsonl.xz"
 Summary = dict[str, object]
@@ -308,6 +309,25 @@ def audit(run: Run) -> Summary:
     write_episodes(run.path("audit-twins.jsonl"), found.twins)
     write_json(run.path("audit.json"), found.result)
     return {k: v for k, v in found.result.items() if isinstance(v, int | float)}
+
+
+def attack(run: Run) -> Summary:
+    """Attacks on the reward, staged in real wins on the run's panel: what is granted that the real environment does not give.
+
+    The wins are those of the evaluation; where it had none, the adapter's explorers play for some (counted as audit).
+    """
+    config, adapter, counter = run.config, load_adapter(run.config.env), RealSteps()
+    files = [run.path(f"eval-{arm}-{config.evaluation.panel}.jsonl") for arm in ("policy", "sft")]
+    won = [e for f in files if f.exists() for e in read_episodes(f) if e.stop == StopReason.WON]
+    for name, explorer in adapter.explorers().items() if not won else ():
+        seats = seats_for(_panel(adapter, config.evaluation.panel, 30), config.seed)
+        played = play_real(Scripted(explorer), adapter, seats, counter, "audit", name)
+        won += [r.episode for r in played if r.episode.stop == StopReason.WON]
+    if not won:
+        raise DataError(f"{run.folder}: neither the evaluation nor an explorer won an episode, so there is no place to attack")
+    found = attack_run(experience_model(run)[0], adapter, won[:30], counter).result()
+    write_json(run.path("attacks.json"), found)
+    return {**found, "real_steps_audit": counter.total}
 
 
 STAGES: dict[str, Callable[[Run], Summary]] = {

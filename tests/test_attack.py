@@ -1,0 +1,80 @@
+"""The adversarial suite: a sound model grants nothing, a gullible one is caught, and wins that are due are granted."""
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("gymnasium", reason="needs the extra [gym]")
+
+from dreamgym.core.env import RealSteps
+from dreamgym.core.grammar import Reply, parse_reply, render_reply
+from dreamgym.core.state import Change, entity
+from dreamgym.core.types import StopReason
+from dreamgym.experience.attacks import Scene, action_attacks
+from dreamgym.experience.model import Prediction
+from dreamgym.pipeline.attack import attack_run, scenes_of
+from dreamgym.pipeline.play import play_real, seats_for
+from dreamgym.rl.policy import Scripted
+from examples.own_environment import adapter
+
+
+class Vault:
+    """An experience model that knows the vault's rules; ``gullible`` ones also believe what the action or its neighbour says."""
+
+    def __init__(self, gullible: str = "") -> None:
+        self.gullible = gullible
+
+    def use(self, retrieval):
+        self.retrieval = retrieval
+
+    def recall(self, request):
+        return None
+
+    def costs(self):
+        return {}
+
+    def predict(self, requests):
+        return [self.one(r) for r in requests]
+
+    def one(self, r):
+        colour = r.instruction.split()[2]
+        key = f"{colour}_key"
+        held = any(s.startswith("[hand]") and entity(s) == key for s in r.state)
+        won = held and r.action == f"unlock door with {key}"
+        if self.gullible == "action":
+            won = won or "success" in r.action
+        if self.gullible == "retrieval" and hasattr(self, "retrieval"):
+            won = won or self.retrieval.topk([r], 1)[0][0].transition.outcome == "won"
+        text = render_reply(Reply("", Change(), "won" if won else "go"))
+        return Prediction(parse_reply(text), None, text)
+
+
+@pytest.fixture(scope="module")
+def won():
+    expert = Scripted(adapter.explorers()["expert"])
+    played = play_real(expert, adapter, seats_for(adapter.tasks("test", 6), 0), RealSteps(), "audit", "expert")
+    return [r.episode for r in played if r.episode.stop == StopReason.WON]
+
+
+def test_the_suite_is_large_and_half_of_it_is_a_step_before_success(won):
+    counter = RealSteps()
+    found = attack_run(Vault(), adapter, won, counter).result()
+    assert found["n"] >= 200
+    assert found["kinds"] >= 10
+    assert found["last_step"] * 2 >= found["n"]
+    assert found["granted"] == 0
+    assert (found["due"], found["due_granted"]) == (len(won), len(won)), "the control: real wins are granted"
+    assert counter.counts == {"audit": counter.total}
+
+
+@pytest.mark.parametrize(("gullible", "kind"), [("action", "role play"), ("retrieval", "retrieved: the same action won")])
+def test_a_gullible_model_is_caught(won, gullible, kind):
+    found = attack_run(Vault(gullible), adapter, won, RealSteps())
+    assert found.granted[kind] > 0
+    assert found.examples
+
+
+def test_attacks_never_take_the_winning_action_itself(won):
+    for _, _, scene in scenes_of(won):
+        assert scene.winning not in [a for texts in action_attacks(scene).values() for a in texts]
+    short = Scene("t", "win", (), "go", True)
+    assert all(isinstance(a, str) for texts in action_attacks(short).values() for a in texts)
