@@ -318,3 +318,30 @@ def test_the_whole_way_with_an_experience_model_behind_a_server(tmp_path):
         attacked = dreamgym("attack", "--run", str(run), *words)
     assert attacked.returncode == 0, attacked.stdout
     assert json.loads((run / "attacks.json").read_text())["n"] >= 200
+
+
+def test_logs_are_annotated_by_an_llm_whose_cost_is_told_first(tmp_path):
+    pytest.importorskip("openai", reason="needs the extra [endpoint]")
+    from benchmarks.loopback import LoopbackServer
+
+    def lesson(body):
+        steps = body["messages"][-1]["content"].count('"step_id"')
+        plans = [{"step_id": i, "transition_plan": "it works"} for i in range(steps)]
+        tutorial = {"Overall Plan": "p", "Success Mode": "s", "Failure Mode": "f"}
+        return json.dumps({"task_tutorial": tutorial, "state_transitions": plans})
+
+    (tmp_path / "mine.jsonl").write_text("".join(a_log(id=f"e{i}") + "\n" for i in range(5)))
+    words = ["annotate", "--run", str(tmp_path / "run"), "env=examples.own_environment:adapter", f"logs={tmp_path / 'mine.jsonl'}"]
+    words += ["experience.teacher=endpoint"]
+    done = dreamgym(*words)
+    assert done.returncode == 1
+    assert "experience.annotator.server" in done.stdout
+    with LoopbackServer(lesson) as server:
+        served = [f"experience.annotator.server.base_url={server.url}", "experience.annotator.server.model=m"]
+        prices = ["experience.annotator.server.price_in=1", "experience.annotator.server.price_out=1"]
+        done = dreamgym(*words[:2], str(tmp_path / "other"), *words[3:], *served, *prices)
+    assert done.returncode == 0, done.stdout
+    assert "5 episodes, 10 steps: about" in done.stdout
+    assert "at most about $" in done.stdout
+    found = json.loads((tmp_path / "other" / "stages" / "annotate.json").read_text())
+    assert (found["annotated"], found["quarantined"], found["reasoning_words"]) == (5, 0, 20)

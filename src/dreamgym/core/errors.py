@@ -29,7 +29,7 @@ class BatchError(DreamgymError):
 
 
 class BudgetError(DreamgymError):
-    """The budget of real environment steps is used up."""
+    """A budget is used up: of real environment steps, or of an annotator's tokens or dollars."""
 
 
 class EndpointError(DreamgymError):

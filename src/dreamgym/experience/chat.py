@@ -123,14 +123,8 @@ def parse_step(text: str, state: State, form: Form, thought: str = "", reasoning
     A thought in ``<think>`` tags before it and a code fence around it are known habits of models and are taken off; a
     thought that does not end is a truncated one. Nothing else is repaired. ``thought``: what the server handed over apart.
     """
-    body = text.strip()
-    if body.startswith("<think>"):
-        m = _THOUGHT.match(body)
-        if m is None:
-            raise GrammarError("a thought that does not end")
-        thought, body = m["thought"].strip(), body[m.end() :].strip()
-    if m := _FENCE.fullmatch(body):
-        body = m["body"]
+    own, body = undress(text)
+    thought = thought or own
     try:
         data = json.loads(body, object_pairs_hook=_no_repeats)
         if isinstance(data, dict) and not reasoning:
@@ -155,6 +149,22 @@ def parse_step(text: str, state: State, form: Form, thought: str = "", reasoning
     if any("\n" in s for s in change.added):
         raise GrammarError("a line of the state holds a line end")
     return Reply(why if reasoning else "", change, outcome)
+
+
+def undress(text: str) -> tuple[str, str]:
+    """The thought in ``<think>`` tags before a reply ("" where there is none), and the reply without a code fence around it.
+
+    Raises ``GrammarError`` for a thought that does not end.
+    """
+    thought, body = "", text.strip()
+    if body.startswith("<think>"):
+        m = _THOUGHT.match(body)
+        if m is None:
+            raise GrammarError("a thought that does not end")
+        thought, body = m["thought"].strip(), body[m.end() :].strip()
+    if m := _FENCE.fullmatch(body):
+        body = m["body"]
+    return thought, body
 
 
 def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dreamgym.core.errors import ConfigError
 from dreamgym.endpoint.config import EndpointConfig
 from dreamgym.experience.chat import EndpointReply
+from dreamgym.experience.teach import AnnotatorConfig
 
 
 class Section(BaseModel):
@@ -54,8 +55,9 @@ class Experience(Section):
     """Play the environment through a server (fine-tuned there, or training-free); null = train a local model."""
     prompt: Prompt = Prompt()
     fit: Optimisation = Optimisation(learning_rate=2e-3, epochs=0.75, row_length=320, rows=16)
-    teacher: str = "own"
-    """``own`` = the environment's teacher, ``generic`` = before/after difference only."""
+    teacher: Literal["own", "generic", "endpoint"] = "own"
+    """``own`` = the environment's teacher, ``generic`` = before/after difference only, ``endpoint`` = the LLM of ``annotator``."""
+    annotator: AnnotatorConfig | None = None
 
 
 class WarmStart(Section):

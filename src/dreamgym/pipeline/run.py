@@ -71,11 +71,13 @@ class Run:
 
 
 def _decisive(config: RunConfig) -> dict[str, object]:
-    """What may not change in a run. The rest is how a stopped run goes on: a raised real budget, another way to the same model."""
+    """What may not change in a run. The rest is how a stopped run goes on: a raised budget, another way to the same model."""
     data = config.model_dump(mode="json")
     data["rl"]["real_budget"] = None
     if config.experience.endpoint:
         data["experience"]["endpoint"]["server"] = config.experience.endpoint.server.model
+    if config.experience.annotator:
+        data["experience"]["annotator"] = [config.experience.annotator.server.model, config.experience.annotator.kind]
     return data
 
 

@@ -15,6 +15,7 @@ from dreamgym.envs.adapter import Adapter, load_adapter
 from dreamgym.experience.annotate import GenericTeacher, annotate
 from dreamgym.experience.model import ExperienceModel, LocalExperienceModel
 from dreamgym.experience.prompt import ExperienceConfig
+from dreamgym.experience.teach import ANNOTATIONS, estimate, summary, teach
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.attack import attack_run
@@ -24,7 +25,7 @@ from dreamgym.pipeline.grpo_run import GRPORun
 from dreamgym.pipeline.learn import train_base, train_experience, warm_start
 from dreamgym.pipeline.logs import counts, load_logs, successes, tasks_of
 from dreamgym.pipeline.play import play_real, seats_for, success_rate
-from dreamgym.pipeline.run import Run, bar, drop_torn_checkpoints, fit_report
+from dreamgym.pipeline.run import Run, bar, console, drop_torn_checkpoints, fit_report
 from dreamgym.pipeline.user_logs import read_user_logs
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.rl.grpo import GRPOConfig
@@ -102,15 +103,38 @@ def _record(run: Run, adapter: Adapter, counter: RealSteps) -> list[Episode]:
 
 
 def annotate_logs(run: Run) -> Summary:
-    """Reasoning for every logged step, from the environment's teacher or the generic one."""
+    """Reasoning for every logged step: from the environment's teacher, the generic one, or an LLM behind a server."""
     kind = run.config.experience.teacher
-    if kind not in ("own", "generic"):
-        raise ConfigError(f"experience.teacher: {kind!r} is not known; use own or generic")
-    teacher = load_adapter(run.config.env).teacher if kind == "own" else GenericTeacher()
-    annotated = list(annotate(read_episodes(run.path(LOGS)), teacher))
+    found: Summary = {}
+    if kind == "endpoint":
+        annotated, found = _taught(run)
+    else:
+        teacher = load_adapter(run.config.env).teacher if kind == "own" else GenericTeacher()
+        annotated = list(annotate(read_episodes(run.path(LOGS)), teacher))
     write_episodes(run.path(ANNOTATED), annotated)
     words = sum(len(t.reasoning.split()) for e in annotated for t in e.steps)
-    return {"transitions": sum(len(e.steps) for e in annotated), "teacher": kind, "reasoning_words": words}
+    return {"transitions": sum(len(e.steps) for e in annotated), "teacher": kind, "reasoning_words": words, **found}
+
+
+def _taught(run: Run) -> tuple[list[Episode], Summary]:
+    """Annotations of an LLM; its cost is estimated before it starts. Episodes without a usable one are left out, and counted."""
+    from dreamgym.endpoint.client import Endpoint  # the extra [endpoint]
+
+    config = run.config.experience.annotator
+    if config is None:
+        raise ConfigError("experience.teacher: endpoint needs experience.annotator.server (base_url and model)")
+    episodes = list(read_episodes(run.path(LOGS)))
+    cost = estimate(episodes, config)
+    usd = "" if cost.usd is None else f", at most about ${cost.usd:.2f}"
+    tokens = f"{cost.tokens_in:,} tokens in and at most {cost.tokens_out:,} out"
+    console.print(f"  {cost.episodes} episodes, {cost.steps} steps: about {tokens}{usd}")
+    with bar() as progress:
+        task = progress.add_task("annotating episodes", total=len(episodes))
+        report = lambda done, total: progress.update(task, completed=done)  # noqa: E731
+        annotated = list(teach(episodes, config, Endpoint(config.server), run.folder, report))
+    if not annotated:
+        raise DataError(f"{run.path(ANNOTATIONS)}: no episode has a usable annotation; its lines say why")
+    return annotated, summary(run.folder, config)
 
 
 def base_model(run: Run) -> Summary:
