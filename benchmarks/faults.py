@@ -24,24 +24,14 @@ from dreamgym.endpoint.config import Ask, EndpointConfig
 from dreamgym.experience.chat import EndpointReply
 from dreamgym.experience.endpoint import EndpointExperienceModel
 from dreamgym.experience.prompt import ExperienceConfig
+from dreamgym.pipeline.fidelity import Replayed
 from dreamgym.pipeline.play import play_dream
 from dreamgym.pipeline.results import versions
 from dreamgym.replay.buffer import ReplayBuffer
-from dreamgym.rl.policy import Sample, Turn
 from dreamgym.rl.rollout import Rollout, Seat
 
 T = TypeVar("T")
 EPISODES, CONCURRENCY, LATENCY_S, FAULTY = 64, 16, 0.4, 0.2
-
-
-class Replayed:
-    """Takes the logged actions of each task's episode again."""
-
-    def __init__(self, episodes: Sequence[Episode]) -> None:
-        self._actions = {e.task.id: [t.action for t in e.transitions] for e in episodes}
-
-    def act(self, turns: Sequence[Turn]) -> list[Sample]:
-        return [Sample((), (), (), self._actions[str(t.key[2])][int(t.key[4])]) for t in turns]
 
 
 class Watched(Endpoint):
@@ -76,7 +66,7 @@ def play(episodes: Sequence[Episode], faulty: float, timeout_s: float) -> tuple[
         endpoint = Watched(EndpointConfig(base_url=server.url, model="scripted", concurrency=CONCURRENCY, timeout_s=timeout_s), server)
         model = EndpointExperienceModel(endpoint, ExperienceConfig(k=2), EndpointReply(), buffer.snapshot())
         start = time.perf_counter()
-        played = play_dream(Replayed(episodes), model, 30, [Seat(e.task, 0, 0) for e in episodes])
+        played = play_dream(Replayed({(e.task.id, 0): e for e in episodes}), model, 30, [Seat(e.task, 0, 0) for e in episodes])
         wall = time.perf_counter() - start
         endpoint.close()
     return played, wall, endpoint, server

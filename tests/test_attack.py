@@ -5,47 +5,15 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("gymnasium", reason="needs the extra [gym]")
 
+from vault_model import VaultModel
+
 from dreamgym.core.env import RealSteps
-from dreamgym.core.grammar import Reply, parse_reply, render_reply
-from dreamgym.core.state import Change, entity
 from dreamgym.core.types import StopReason
 from dreamgym.experience.attacks import Scene, action_attacks
-from dreamgym.experience.model import Prediction
 from dreamgym.pipeline.attack import attack_run, scenes_of
 from dreamgym.pipeline.play import play_real, seats_for
 from dreamgym.rl.policy import Scripted
 from examples.own_environment import adapter
-
-
-class Vault:
-    """An experience model that knows the vault's rules; ``gullible`` ones also believe what the action or its neighbour says."""
-
-    def __init__(self, gullible: str = "") -> None:
-        self.gullible = gullible
-
-    def use(self, retrieval):
-        self.retrieval = retrieval
-
-    def recall(self, request):
-        return None
-
-    def costs(self):
-        return {}
-
-    def predict(self, requests):
-        return [self.one(r) for r in requests]
-
-    def one(self, r):
-        colour = r.instruction.split()[2]
-        key = f"{colour}_key"
-        held = any(s.startswith("[hand]") and entity(s) == key for s in r.state)
-        won = held and r.action == f"unlock door with {key}"
-        if self.gullible == "action":
-            won = won or "success" in r.action
-        if self.gullible == "retrieval" and hasattr(self, "retrieval"):
-            won = won or self.retrieval.topk([r], 1)[0][0].transition.outcome == "won"
-        text = render_reply(Reply("", Change(), "won" if won else "go"))
-        return Prediction(parse_reply(text), None, text)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +25,7 @@ def won():
 
 def test_the_suite_is_large_and_half_of_it_is_a_step_before_success(won):
     counter = RealSteps()
-    found = attack_run(Vault(), adapter, won, counter).result()
+    found = attack_run(VaultModel(), adapter, won, counter).result()
     assert found["n"] >= 200
     assert found["kinds"] >= 10
     assert found["last_step"] * 2 >= found["n"]
@@ -68,7 +36,7 @@ def test_the_suite_is_large_and_half_of_it_is_a_step_before_success(won):
 
 @pytest.mark.parametrize(("gullible", "kind"), [("action", "role play"), ("retrieval", "retrieved: the same action won")])
 def test_a_gullible_model_is_caught(won, gullible, kind):
-    found = attack_run(Vault(gullible), adapter, won, RealSteps())
+    found = attack_run(VaultModel(gullible), adapter, won, RealSteps())
     assert found.granted[kind] > 0
     assert found.examples
 

@@ -316,7 +316,10 @@ def test_the_whole_way_with_an_experience_model_behind_a_server(tmp_path):
     with LoopbackServer(from_logs(read_episodes(run / "logs.jsonl.xz"))) as server:
         words[-3] = f"experience.endpoint.server.base_url={server.url}"  # another address of the same model goes on
         attacked = dreamgym("attack", "--run", str(run), *words)
-    assert attacked.returncode == 0, attacked.stdout
+        assert attacked.returncode == 0, attacked.stdout
+        audited = dreamgym("audit", "--long", "--run", str(run), *words)
+    assert audited.returncode == 0, audited.stdout
+    assert json.loads((run / "fidelity.json").read_text())["n_policies"] == 4
     assert json.loads((run / "attacks.json").read_text())["n"] >= 200
 
 

@@ -82,12 +82,21 @@ def evaluate(overrides: Overrides = None, run: RunFolder = DEFAULT, config: Conf
     _stages(opened, "eval-sft", "eval-policy")
 
 
+Long = Annotated[bool, typer.Option("--long", help="also calibration, depth, total variation, rank correlation (fidelity.json)")]
+
+
 @app.command()
-def audit(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None) -> None:
+def audit(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None, long: Long = False) -> None:
     """Hold the experience model (and the policy trained in it) against the real environment on held-out games."""
     opened = _open(run, config, overrides)
     _need(opened, "train-experience")
     _stages(opened, "audit")
+    if long:
+        from dreamgym.pipeline.stages import audit_is_old, long_audit
+
+        if audit_is_old(opened, "long-audit", "fidelity.json"):
+            opened.forget("long-audit")
+        opened.stage("long-audit", lambda: long_audit(opened))
 
 
 @app.command()

@@ -15,7 +15,7 @@ from dreamgym.core.seeding import key_of
 from dreamgym.core.state import InconsistentChange, apply_change
 from dreamgym.core.types import StopReason, Transition
 from dreamgym.endpoint.client import Endpoint
-from dreamgym.endpoint.config import Answer, Ask
+from dreamgym.endpoint.config import Answer, Ask, Message
 from dreamgym.experience.chat import EndpointReply, parse_step, reply_schema, step_messages
 from dreamgym.experience.model import Prediction
 from dreamgym.experience.prompt import ExperienceConfig, PromptBuilder, Request
@@ -87,17 +87,33 @@ class EndpointExperienceModel:
         messages = step_messages(request, similar, self.config, self.reply.form)
         prediction = Prediction(None, StopReason.INVALID_REPLY, "")
         for n in range(self.reply.samples):
-            ask = Ask(
-                messages=messages,
-                budget=(self.reply.reasoning_tokens if self.config.reasoning else 0) + self.reply.outcome_tokens,
-                temperature=self.reply.temperature if n == 0 else max(self.reply.temperature, self.reply.retry_temperature),
-                seed=key_of("experience", n, repr(key)),
-                reply=reply_schema(self.reply.form, self.config.reasoning),
-            )
+            temperature = self.reply.temperature if n == 0 else max(self.reply.temperature, self.reply.retry_temperature)
+            ask = self._ask(messages, temperature, key_of("experience", n, repr(key)))
             prediction = self._check(await self.endpoint.reply(ask), request)
             if prediction.reply is not None or prediction.invalid is StopReason.INVALID_ENV:
                 break
         return prediction
+
+    def draw(self, requests: Sequence[Request], m: int) -> list[list[Prediction]]:
+        """``m`` independent predictions of each request at temperature 1 (``dreamgym.experience.fidelity.Draw``); none is remembered."""
+        similar = self._prompts.similar(requests, [not self.config.same_task] * len(requests), self.config.k)
+
+        async def one(n: int, request: Request, shown: Sequence[Transition]) -> Prediction:
+            messages = step_messages(request, shown, self.config, self.reply.form)
+            seed = key_of("draw", n, *request.key, request.action)
+            return self._check(await self.endpoint.reply(self._ask(messages, 1.0, seed)), request)
+
+        found = self.endpoint.together([one(n, r, s) for r, s in zip(requests, similar, strict=True) for n in range(m)])
+        return [found[i * m : (i + 1) * m] for i in range(len(requests))]
+
+    def _ask(self, messages: tuple[Message, ...], temperature: float, seed: int) -> Ask:
+        return Ask(
+            messages=messages,
+            budget=(self.reply.reasoning_tokens if self.config.reasoning else 0) + self.reply.outcome_tokens,
+            temperature=temperature,
+            seed=seed,
+            reply=reply_schema(self.reply.form, self.config.reasoning),
+        )
 
     def _check(self, answer: Answer, request: Request) -> Prediction:
         """An answer as a prediction: parsed strictly, then held against the state."""

@@ -13,6 +13,7 @@ from dreamgym.core.files import read_episodes, read_json, write_episodes, write_
 from dreamgym.core.types import Episode, Panel, StopReason, Task
 from dreamgym.envs.adapter import Adapter, load_adapter
 from dreamgym.experience.annotate import GenericTeacher, annotate
+from dreamgym.experience.fidelity import Draw, local_draws
 from dreamgym.experience.model import ExperienceModel, LocalExperienceModel
 from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.experience.teach import ANNOTATIONS, estimate, summary, teach
@@ -21,6 +22,7 @@ from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.attack import attack_run
 from dreamgym.pipeline.audit import audit_run
 from dreamgym.pipeline.config import Optimisation, Remote, RunConfig
+from dreamgym.pipeline.fidelity import fidelity_run
 from dreamgym.pipeline.grpo_run import GRPORun
 from dreamgym.pipeline.learn import train_base, train_experience, warm_start
 from dreamgym.pipeline.logs import counts, load_logs, successes, tasks_of
@@ -315,9 +317,9 @@ def _panel(adapter: Adapter, panel: Panel, limit: int) -> list[Task]:
     return tasks
 
 
-def audit_is_old(run: Run) -> bool:
-    """Whether the audit was made before there was a trained policy to audit."""
-    return run.done("audit") and run.path("policy").exists() and "policy" not in read_json(run.path("audit.json"))["policies"]  # type: ignore[operator]
+def audit_is_old(run: Run, stage: str = "audit", file: str = "audit.json") -> bool:
+    """Whether an audit was made before there was a trained policy to audit."""
+    return run.done(stage) and run.path("policy").exists() and "policy" not in read_json(run.path(file))["policies"]  # type: ignore[operator]
 
 
 def audit(run: Run) -> Summary:
@@ -333,6 +335,24 @@ def audit(run: Run) -> Summary:
     write_episodes(run.path("audit-twins.jsonl"), found.twins)
     write_json(run.path("audit.json"), found.result)
     return {k: v for k, v in found.result.items() if isinstance(v, int | float)}
+
+
+def long_audit(run: Run) -> Summary:
+    """What ``pipeline/fidelity.py`` measures beyond the audit, on the run's panel; its result goes to ``fidelity.json``."""
+    model, buffer = experience_model(run)
+    if isinstance(model, LocalExperienceModel):
+        draw: Draw = local_draws(model.lm, model.config, buffer.snapshot())
+    else:
+        from dreamgym.experience.endpoint import EndpointExperienceModel  # the extra [endpoint]
+
+        assert isinstance(model, EndpointExperienceModel)
+        draw = model.draw
+    policies = {name: LocalLM.load(run.path(name)) for name in ("sft", "policy") if run.path(name).exists()}
+    adapter, logs = load_adapter(run.config.env), load_logs([run.path(LOGS)])
+    trained = [name for name in policies if name == "policy"]
+    found = fidelity_run(run.config, adapter, model, draw, logs, policies, trained, run.config.evaluation.panel)
+    write_json(run.path("fidelity.json"), found)
+    return {k: v for k, v in found.items() if isinstance(v, int | float)}
 
 
 def attack(run: Run) -> Summary:

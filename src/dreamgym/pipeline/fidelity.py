@@ -1,0 +1,163 @@
+"""The long audit: fidelity step by step, by depth, in closed loop over many policies, and what Theorem 1 makes of it.
+
+    found = fidelity_run(config, adapter, model, draw, logs, policies, trained)
+
+``audit_run`` measures what every run should know; this adds what a paper needs (docs/measures.md, *The long audit*): calibration,
+total variation by asking the real environment again, agreement by depth, rank correlation of dream and reality over policies
+(checkpoints of dream training among them), uncertainty. Every real step in here is counted as audit.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from dreamgym.core.env import RealSteps
+from dreamgym.core.record import transition_of
+from dreamgym.core.state import state_of_text
+from dreamgym.core.types import Episode, Panel, Task, Transition
+from dreamgym.envs.adapter import Adapter
+from dreamgym.experience.audit import determined
+from dreamgym.experience.fidelity import (
+    Draw,
+    auroc,
+    by_depth,
+    calibration,
+    could_end,
+    done_accuracy,
+    judged,
+    reward_error,
+    spearman,
+    spurious,
+    theorem_1,
+    total_variation,
+)
+from dreamgym.experience.model import ExperienceModel
+from dreamgym.experience.prompt import Request
+from dreamgym.experience.sft import requests_of
+from dreamgym.lm.local import LocalLM
+from dreamgym.pipeline.config import RunConfig
+from dreamgym.pipeline.logs import tasks_of
+from dreamgym.pipeline.play import dream_rate, play_dream, play_real, seats_for, success_rate
+from dreamgym.rl.policy import Actor, Policy, Sample, Scripted, Turn
+from dreamgym.rl.rollout import Seat
+
+SAMPLES = 8
+"""Draws per step."""
+STEPS = 1500
+"""Steps judged at most, evenly spread over episodes."""
+ASKED_AGAIN = 100
+"""Of these, how many the real environment is asked again, by replaying the episode up to them."""
+GAMMAS = (0.9, 0.95, 0.99, 1.0)
+
+
+class Replayed:
+    """Takes the actions of given episodes again: that of seat (task, member) is ``episodes[(task, member)]``."""
+
+    def __init__(self, episodes: Mapping[tuple[str, int], Episode]) -> None:
+        self._actions = {seat: [t.action for t in e.transitions] for seat, e in episodes.items()}
+
+    def act(self, turns: Sequence[Turn]) -> list[Sample]:
+        """An episode that the dream lets go on past its last action says nothing more ("")."""
+        found = []
+        for t in turns:
+            actions, turn = self._actions[(str(t.key[2]), int(t.key[3]))], int(t.key[4])
+            found.append(Sample((), (), (), actions[turn] if turn < len(actions) else ""))
+        return found
+
+
+def fidelity_run(
+    config: RunConfig,
+    adapter: Adapter,
+    model: ExperienceModel,
+    draw: Draw,
+    logs: Sequence[Episode],
+    policies: Mapping[str, LocalLM],
+    trained: Sequence[str],
+    panel: Panel = "test",
+    members: int = 2,
+) -> dict[str, object]:
+    """All measures of the long audit. ``trained``: those of ``policies`` that were trained in the dream.
+
+    Each policy plays every game ``members`` times, for real and in the dream. Sheets are what all real episodes of a game revealed.
+    """
+    counter = RealSteps(purpose="audit")
+    games = adapter.tasks(panel, config.evaluation.audit_games)
+    seed = config.seed + 104729  # other draws than the evaluation's and the audit's
+    actors: dict[str, Actor] = {name: Scripted(e) for name, e in adapter.explorers().items()}
+    actors |= {name: Policy(lm, config.evaluation.temperature, config.action_tokens) for name, lm in policies.items()}
+    real = {n: play_real(a, adapter, seats_for(games, seed, members), counter, "audit", n) for n, a in actors.items()}
+    episodes = [r.episode for played in real.values() for r in played if r.episode.valid]
+    tasks = tasks_of(episodes)
+    if not config.experience.prompt.sheet:
+        tasks = {name: task.model_copy(update={"sheet": ()}) for name, task in tasks.items()}
+    order = [tasks[t.id] for t in games if t.id in tasks]
+    dreamed = {n: play_dream(a, model, adapter.cap, seats_for(order, seed, members), n) for n, a in actors.items()}
+    rates = {n: (dream_rate(dreamed[n]), success_rate(real[n])) for n in actors}
+    gaps = {n: abs(d - r) for n, (d, r) in rates.items() if d is not None}
+    rows = judged(_steps(episodes, tasks, adapter, counter), model, draw, SAMPLES)
+    ending = could_end(rows, logs)
+    epsilon_r, epsilon_p = reward_error(rows), total_variation(rows)
+    return {
+        "panel": panel,
+        "games": len(games),
+        "members": members,
+        "n_policies": len(actors),
+        "n_episodes": len(episodes),
+        "policies": {n: {"dream": d, "real": r} for n, (d, r) in rates.items()},
+        "spearman": spearman([d for d, _ in rates.values() if d is not None], [r for d, r in rates.values() if d is not None]),
+        "optimism": sum(gaps.values()) / len(gaps) if gaps else None,
+        "optimism_dream_trained": sum(gaps[n] for n in trained if n in gaps) / max(sum(n in gaps for n in trained), 1),
+        "steps": len(rows),
+        "next_state_all": sum(r.right for r in rows) / max(len(rows), 1),
+        "done_accuracy": done_accuracy(rows),
+        "epsilon_r": epsilon_r,
+        "epsilon_p": epsilon_p,
+        "calibration": calibration(ending),
+        "uncertainty_auroc": auroc([r.disagreement for r in rows], [not r.right for r in rows]),
+        "steps_wrong": sum(not r.right for r in rows),
+        "facts_per_1000_steps": spurious(rows),
+        "by_depth": _depths(episodes, tasks, adapter.cap, model),
+        "theorem_1": {str(g): vars(theorem_1(epsilon_r["mean"], epsilon_p["mean"], g, 0.0)) for g in GAMMAS},
+        "real_steps_audit": counter.total,
+    }
+
+
+def _steps(
+    episodes: Sequence[Episode], tasks: dict[str, Task], adapter: Adapter, counter: RealSteps
+) -> list[tuple[Request, tuple[Transition, ...]]]:
+    """Determined steps, evenly spread; for some of them the real environment's second answer too."""
+    pairs = [(e, i, r, t) for e in episodes for i, (r, t) in enumerate(requests_of(e, tasks[e.task.id])) if determined(r, t)]
+    pairs = pairs[:: max(1, -(-len(pairs) // STEPS))]
+    again = set(range(0, len(pairs), max(1, len(pairs) // ASKED_AGAIN)))
+    return [
+        (r, (t, asyncio.run(_again(e, i, adapter, counter))) if n in again else (t,))
+        for n, (e, i, r, t) in enumerate(pairs)
+    ]  # fmt: skip
+
+
+async def _again(e: Episode, at: int, adapter: Adapter, counter: RealSteps) -> Transition:
+    """What the real environment answers to step ``at`` when the episode is played again up to it."""
+    env = adapter.env(counter)
+    observation, _ = await env.reset(e.task, e.seed)
+    state = state_of_text(observation)
+    for t in e.transitions[: at + 1]:
+        answer = await env.step(t.action)
+        after = state_of_text(answer.observation)
+        found = transition_of(state, t.action, answer, after)
+        state = after
+    await env.close()
+    return found
+
+
+def _depths(episodes: Sequence[Episode], tasks: dict[str, Task], cap: int, model: ExperienceModel) -> list[dict[str, float]]:
+    """Agreement by depth of the real episodes' actions, played in the dream."""
+    number: dict[str, int] = {}
+    seated: dict[tuple[str, int], Episode] = {}
+    for e in episodes:
+        if not e.transitions:
+            continue
+        member = number.get(e.task.id, 0)
+        number[e.task.id] = member + 1
+        seated[(e.task.id, member)] = e
+    seats = [Seat(tasks[task], member, 0) for task, member in seated]
+    dreamed = [r.episode for r in play_dream(Replayed(seated), model, cap, seats)]
+    return by_depth(list(seated.values()), dreamed)

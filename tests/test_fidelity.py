@@ -1,0 +1,172 @@
+"""Measures of fidelity: hand-made cases, laws, and an oracle where a library computes the same."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_core import an_episode
+from vault_model import VaultModel
+
+pytest.importorskip("torch")
+pytest.importorskip("gymnasium", reason="needs the extra [gym]")
+
+from dreamgym.core.grammar import Reply
+from dreamgym.core.state import Change, entity
+from dreamgym.core.types import StopReason, Transition
+from dreamgym.envs.gym import GymAdapter
+from dreamgym.experience.fidelity import (
+    Row,
+    auroc,
+    by_depth,
+    calibration,
+    could_end,
+    done_accuracy,
+    ranks,
+    reward_error,
+    spearman,
+    spurious,
+    theorem_1,
+    total_variation,
+)
+from dreamgym.experience.model import Prediction
+from dreamgym.experience.prompt import Request
+from dreamgym.pipeline.config import Evaluation, RunConfig
+from dreamgym.pipeline.fidelity import fidelity_run
+from examples.own_environment import Vault, expert, panels
+
+LIME, EGG = "[held] lime: fresh", "[held] egg: raw"
+STATE = (EGG, LIME)
+
+
+def said(outcome="go", removed=(), added=()):
+    return Prediction(Reply("r", Change(tuple(removed), tuple(added)), outcome), None, "")
+
+
+def real(outcome="go", removed=(), added=()):
+    return Transition(state=STATE, action="eat lime", removed=removed, added=added, reward=float(outcome == "won"), outcome=outcome)
+
+
+INVALID = Prediction(None, StopReason.INVALID_CHANGE, "")
+
+
+def row(prediction, *truth, drawn=()):
+    return Row(Request("eat", (), (), STATE, truth[0].action, "e", "t", (0,)), truth, prediction, tuple(drawn))
+
+
+def test_errors_of_reward_and_end():
+    rows = [row(said("won"), real("won")), row(said("won"), real("go")), row(said("go"), real("lost")), row(INVALID, real("go"))]
+    assert done_accuracy(rows) == 0.25
+    assert reward_error(rows) == {"mean": 0.5, "max": 1.0}
+    assert reward_error([row(said("won"), real("won"), real("go"))]) == {"mean": 0.5, "max": 0.5}
+
+
+def test_total_variation_is_zero_for_the_truth_and_one_for_another_state():
+    truth = real(removed=(LIME,))
+    half = row(said(removed=(LIME,)), truth, drawn=[said(removed=(LIME,)), said()])
+    assert total_variation([half]) == {"mean": 0.0, "max": 0.0, "sampled": 0.5}
+    assert total_variation([row(said(), truth)])["mean"] == 1.0
+    assert total_variation([row(INVALID, truth)])["mean"] == 1.0
+    assert total_variation([row(said(), real(), truth)])["mean"] == 0.5, "a real environment that answers either way"
+
+
+def test_calibration_counts_how_often_a_confidence_comes_true():
+    sure = [row(said("won"), real("won"), drawn=[said("won")] * 4)] * 3
+    half = [row(said("won"), real("won" if i % 2 else "go"), drawn=[said("won"), said()]) for i in range(4)]
+    assert calibration(sure + half)["ece"] == 0.0
+    wrong = [row(said("won"), real("go"), drawn=[said("won")] * 4)]
+    assert calibration(wrong)["ece"] == 1.0
+    assert calibration([])["ece"] is None
+
+
+def test_only_steps_that_could_end_are_asked():
+    logs = [an_episode()]  # "eat" won there
+    quiet = Row(Request("eat", (), (), STATE, "look", "e", "t", (0,)), (real(),), said(), (said(),))
+    assert could_end([row(said(), real()), quiet], logs) == [row(said(), real())]
+    loud = Row(quiet.request, quiet.real, quiet.said, (said("won"),))
+    assert could_end([loud], logs) == [loud]
+
+
+def test_changes_without_a_cause_are_counted():
+    found = spurious([row(said(removed=(EGG, LIME)), real(removed=(LIME,))), row(said(), real(removed=(LIME,))), row(INVALID, real())])
+    assert found == pytest.approx({"changed_without_cause": 1000 / 3, "left_unchanged": 1000 / 3, "contradictions": 1000 / 3})
+
+
+def test_agreement_by_depth_drops_where_the_dream_leaves():
+    e = an_episode()
+    gone = e.model_copy(update={"transitions": e.transitions[:1], "source": "dream"})
+    assert by_depth([e, e], [e, gone]) == [{"depth": 1, "n": 2, "agree": 1.0}, {"depth": 2, "n": 2, "agree": 0.5}]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20))
+def test_ranks_keep_order_and_sum(values):
+    r = ranks(values)
+    assert r.sum() == pytest.approx(len(values) * (len(values) + 1) / 2)
+    assert all((a < b) == (x < y) for a, x in zip(values, r, strict=True) for b, y in zip(values, r, strict=True))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=30))
+def test_auroc_is_the_share_of_ordered_pairs(points):
+    scores, positive = [s for s, _ in points], [p for _, p in points]
+    up, down = [s for s, p in points if p], [s for s, p in points if not p]
+    if not up or not down:
+        assert auroc(scores, positive) is None
+        return
+    share = sum((a > b) + (a == b) / 2 for a in up for b in down) / (len(up) * len(down))
+    assert auroc(scores, positive) == pytest.approx(share)
+
+
+def test_spearman():
+    assert spearman([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
+    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert spearman([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(0.9486832980505138)  # scipy.stats.spearmanr
+    assert spearman([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_theorem_1_says_where_it_is_vacuous():
+    assert "Vacuous" in theorem_1(0.0, 0.0, 1.0, 0.0).says
+    exact = theorem_1(0.0, 0.0, 0.9, 0.0)
+    assert (exact.model_gap, exact.penalty) == (0.0, 0.0)
+    loose = theorem_1(0.01, 0.02, 0.9, 0.0)
+    assert loose.model_gap == pytest.approx(0.01 * 10 + 2 * 0.9 * 0.02 * 100)
+    assert "more than" in loose.says
+    assert "Vacuous" in theorem_1(0.5, 0.5, 0.99, 0.1).says
+    assert math.isfinite(theorem_1(0.1, 0.1, 0.99, 0.1).penalty)
+    with pytest.raises(ValueError, match="gamma"):
+        theorem_1(0.1, 0.1, 1.5, 0.1)
+
+
+def careless(instruction, state, rng):
+    """Opens what is closed, takes what lies there, and tries the first key."""
+    held = [s for s in state if s.startswith("[hand]")]
+    lying = [s for s in state if "_key" in s]
+    closed = [s for s in state if s.endswith("closed")]
+    return f"unlock door with {entity(held[0])}" if held else f"take {entity(lying[0])}" if lying else f"open {entity(closed[0])}"
+
+
+vaults = GymAdapter("vault", Vault, panels, "unlock the door", 10, {"careless": careless, "expert": expert})
+
+
+def long_audit(model):
+    config = RunConfig(env="examples.own_environment:adapter", evaluation=Evaluation(audit_games=12))
+    return fidelity_run(config, vaults, model, model.draw, [], {}, [])
+
+
+def test_the_long_audit_of_a_model_that_knows_the_rules_finds_nothing():
+    found = long_audit(VaultModel())
+    assert found["n_episodes"] == 2 * 2 * 12
+    assert (found["optimism"], found["next_state_all"], found["done_accuracy"]) == (0.0, 1.0, 1.0)
+    assert found["epsilon_r"] == {"mean": 0.0, "max": 0.0}
+    assert found["epsilon_p"] == {"mean": 0.0, "max": 0.0, "sampled": 0.0}
+    assert found["calibration"]["ece"] == 0.0
+    assert all(row["agree"] == 1.0 for row in found["by_depth"])
+    assert found["real_steps_audit"] > sum(row["n"] for row in found["by_depth"])
+
+
+def test_the_long_audit_names_what_an_optimist_gets_wrong():
+    found = long_audit(VaultModel("key"))
+    assert found["policies"]["careless"]["dream"] > found["policies"]["careless"]["real"]
+    assert found["optimism"] > 0
+    assert found["epsilon_r"]["max"] == 1.0
+    assert found["calibration"]["ece"] > 0
+    assert found["by_depth"][-1]["agree"] < 1 or found["next_state_all"] < 1
