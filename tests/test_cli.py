@@ -268,8 +268,12 @@ def test_the_whole_way_on_a_users_own_environment_killed_and_resumed(tmp_path):
             assert "run the same command again" in output
     before = (run / "stages" / "warm-start.json").read_text()
     assert dreamgym("audit", "--run", str(run)).returncode == 0, "of the experience model alone: the policy is not there yet"
-    done = dreamgym("quickstart", "--run", str(run), *SMALL)
+    refused = dreamgym("quickstart", "--run", str(run), *SMALL, "rl.audit_floor=1")
+    assert refused.returncode == 1
+    assert "below rl.audit_floor 1" in refused.stdout, "a dream that is often wrong trains nobody unasked"
+    done = dreamgym("quickstart", "--run", str(run), *SMALL, "rl.audit_floor=0")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "audit: success_precision" in done.stdout
     assert "warm-start: done before" in done.stdout
     assert "audit: done before" not in done.stdout, "there is a policy to audit now"
     assert (run / "stages" / "warm-start.json").read_text() == before

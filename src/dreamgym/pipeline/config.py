@@ -87,6 +87,8 @@ class Dreaming(Section):
     """``dream``, or ``real`` for the control arm (its steps are counted)."""
     real_budget: int | None = None
     """Hard stop for real steps in RL; None = no limit."""
+    audit_floor: float = Field(0.8, ge=0, le=1)
+    """Training in the dream is refused where an audit found success precision or next-state macro below this; 0 = never."""
     probe_every: int = Field(0, ge=0)
     """Iterations between checks on the probe panel, by which the checkpoint is chosen; 0 = keep the last."""
 

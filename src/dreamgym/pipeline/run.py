@@ -71,9 +71,9 @@ class Run:
 
 
 def _decisive(config: RunConfig) -> dict[str, object]:
-    """What may not change in a run. The rest is how a stopped run goes on: a raised budget, another way to the same model."""
+    """What may not change in a run. The rest is how a stopped one goes on: a raised budget, a lowered floor, another server."""
     data = config.model_dump(mode="json")
-    data["rl"]["real_budget"] = None
+    data["rl"]["real_budget"] = data["rl"]["audit_floor"] = None
     if config.experience.endpoint:
         data["experience"]["endpoint"]["server"] = config.experience.endpoint.server.model
     if config.experience.annotator:

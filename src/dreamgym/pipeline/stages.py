@@ -240,6 +240,8 @@ def train_policy(run: Run) -> Summary:
     dreaming = config.rl.environment == "dream"
     if not dreaming and config.rl.environment != "real":
         raise ConfigError(f"rl.environment: {config.rl.environment!r} is not known; use dream or real")
+    if dreaming:
+        check_audit(run)
     model, buffer = experience_model(run, tasks_seen=True) if dreaming else (None, None)
     rl = GRPORun(run.path("sft"), grpo_config(config), tasks, adapter, run.path("policy_run"), model, buffer, counter)
     with bar() as progress:
@@ -264,6 +266,24 @@ def train_policy(run: Run) -> Summary:
         **spent,
         **(_remote_costs(model, config.experience.endpoint, spent) if config.experience.endpoint else {}),
     }
+
+
+def check_audit(run: Run) -> None:
+    """Say how far the dream can be trusted before a policy trains in it. Raises ``ConfigError`` below ``rl.audit_floor``."""
+    if not run.done("audit"):
+        console.print(f"  [yellow]no audit yet[/yellow]: dreamgym audit --run {run.folder} says how far this dream can be trusted")
+        return
+    found, floor = read_json(run.path("audit.json")), run.config.rl.audit_floor
+    keys = ("success_precision", "success_recall", "next_state_macro", "invalid")
+    shown = {k: float(str(found[k])) for k in keys if found.get(k) is not None}
+    console.print("  audit: " + ", ".join(f"{k} {v:.3f}" for k, v in shown.items()))
+    low = {k: v for k, v in shown.items() if k in ("success_precision", "next_state_macro") and v < floor}
+    if low:
+        figures = ", ".join(f"{k} {v:.3f}" for k, v in low.items())
+        raise ConfigError(
+            f"{run.path('audit.json')}: {figures} below rl.audit_floor {floor:g}: a policy would learn what this dream gets wrong;"
+            " train the experience model on more or better logs, or lower rl.audit_floor (0 = train anyway)"
+        )
 
 
 def _remote_costs(model: ExperienceModel | None, remote: Remote, spent: dict[str, float]) -> Summary:
