@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+T = TypeVar("T")
 Message = tuple[str, str]
 """Role (``system``, ``user``, ``assistant``) and text."""
 
@@ -67,6 +71,19 @@ class Answer(BaseModel):
     """Empty, or the reason: ``truncated thought``, ``truncated``, ``refused`` ... or, with ``failed``, what broke."""
     failed: bool = False
     """No reply was had at all: the server or the way to it failed, after all attempts."""
+
+
+class Chat(Protocol):
+    """Something that answers asks: a server (``endpoint.client.Endpoint``) or a model in this process."""
+
+    counts: Counter[str]
+    """Calls, tokens and faults so far."""
+
+    async def reply(self, ask: Ask) -> Answer: ...
+
+    def together(self, work: Sequence[Coroutine[object, object, T]]) -> list[T]:
+        """Run coroutines that await ``reply`` side by side; results in their order."""
+        ...
 
 
 def cache_key(config: EndpointConfig, ask: Ask) -> str:

@@ -107,6 +107,13 @@ def step_messages(request: Request, similar: Sequence[Transition], config: Exper
     return ("system", prompt("step.v1", reply=rules)), ("user", body)
 
 
+def reply_text(t: Transition, form: Form, reasoning: bool) -> str:
+    """The reply that a chat model is taught for a logged step (Eq. 5): the inverse of ``parse_step``."""
+    lists = {"removed": list(t.removed), "added": list(t.added)} if form == "change" else {"next_state": list(t.next_state)}
+    why = {"reasoning": t.reasoning} if reasoning else {}
+    return json.dumps({**why, **lists, "outcome": _SHOWN[t.outcome]}, ensure_ascii=False)
+
+
 def _lines(state: State) -> list[str]:
     return [quoted(s) for s in state]
 

@@ -14,8 +14,7 @@ from dreamgym.core.grammar import GrammarError
 from dreamgym.core.seeding import key_of
 from dreamgym.core.state import InconsistentChange, apply_change
 from dreamgym.core.types import StopReason, Transition
-from dreamgym.endpoint.client import Endpoint
-from dreamgym.endpoint.config import Answer, Ask, Message
+from dreamgym.endpoint.config import Answer, Ask, Chat, Message
 from dreamgym.experience.chat import EndpointReply, parse_step, reply_schema, step_messages
 from dreamgym.experience.model import Prediction
 from dreamgym.experience.prompt import ExperienceConfig, PromptBuilder, Request
@@ -23,9 +22,9 @@ from dreamgym.replay.buffer import Retrieval
 
 
 class EndpointExperienceModel:
-    """Plays the environment through a chat server. Satisfies ``ExperienceModel``."""
+    """Plays the environment through a chat server, or a chat model in this process. Satisfies ``ExperienceModel``."""
 
-    def __init__(self, endpoint: Endpoint, config: ExperienceConfig, reply: EndpointReply, retrieval: Retrieval) -> None:
+    def __init__(self, endpoint: Chat, config: ExperienceConfig, reply: EndpointReply, retrieval: Retrieval) -> None:
         self.endpoint, self.config, self.reply = endpoint, config, reply
         self.calls = 0
         self.remembered = 0

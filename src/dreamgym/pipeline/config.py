@@ -50,7 +50,41 @@ class Remote(Section):
     reply: EndpointReply = EndpointReply()
 
 
+class Lora(Section):
+    """Low-rank adapters (arXiv 2106.09685) instead of training all weights."""
+
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    modules: str | list[str] = "all-linear"
+
+
+class Pretrained(Section):
+    """A pretrained chat LLM, fine-tuned as the experience model by TRL's SFTTrainer."""
+
+    model: str
+    """A hub name or a folder; its tokenizer needs a chat template."""
+    lora: Lora | None = Lora()
+    """null = train all weights."""
+    learning_rate: float = Field(1e-4, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    batch: int = Field(1, ge=1)
+    """Conversations (or packed rows) per device and step."""
+    accumulation: int = Field(16, ge=1)
+    max_length: int = Field(4096, ge=128)
+    """Tokens of one conversation; longer ones are refused, not cut."""
+    packing: bool = True
+    retrieval_dropout: float = Field(0.1, ge=0, le=1)
+    """Chance that a retrieved experience is left out of a training prompt."""
+    checkpoint_every: int = Field(200, ge=1)
+    reply: EndpointReply = EndpointReply()
+    generation_batch: int = Field(16, ge=1)
+    """Replies generated side by side in this process."""
+
+
 class Experience(Section):
+    pretrained: Pretrained | None = None
+    """Fine-tune a pretrained chat LLM instead of the tiny base language model; null = no."""
     endpoint: Remote | None = None
     """Play the environment through a server (fine-tuned there, or training-free); null = train a local model."""
     prompt: Prompt = Prompt()

@@ -171,6 +171,14 @@ def train_experience_model(run: Run) -> Summary:
         return {"endpoint": server.base_url, "model": server.model, **config.experience.prompt.model_dump()}
     episodes = load_logs([run.path(ANNOTATED)])
     drop_torn_checkpoints(run.path("experience/checkpoints"))
+    pretrained = config.experience.pretrained
+    if pretrained:
+        from dreamgym.pipeline.chat_sft import train_chat  # the extra [sft]
+
+        with bar() as progress:
+            report = fit_report(progress, "experience model")
+            n = train_chat(episodes, tasks_of(episodes), prompt_config(config), pretrained, run.path("experience"), config.seed, report)
+        return {"model": pretrained.model, "lora": pretrained.lora is not None, "conversations": n, **config.experience.prompt.model_dump()}
     with bar() as progress:
         lm = train_experience(
             base_path(run),
@@ -229,6 +237,13 @@ def experience_model(run: Run, tasks_seen: bool = False) -> tuple[ExperienceMode
         from dreamgym.experience.endpoint import EndpointExperienceModel
 
         return EndpointExperienceModel(Endpoint(remote.server), config, remote.reply, buffer.snapshot()), buffer
+    pretrained = run.config.experience.pretrained
+    if pretrained:
+        from dreamgym.experience.endpoint import EndpointExperienceModel
+        from dreamgym.experience.inprocess import LocalChat
+
+        chat = LocalChat.load(run.path("experience"), pretrained.generation_batch)
+        return EndpointExperienceModel(chat, config, pretrained.reply, buffer.snapshot()), buffer
     return LocalExperienceModel(LocalLM.load(run.path("experience")), config, buffer.snapshot()), buffer
 
 

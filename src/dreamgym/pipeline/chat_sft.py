@@ -1,0 +1,165 @@
+"""Fine-tuning a pretrained chat LLM as the experience model (Eq. 5), by TRL's ``SFTTrainer``.
+
+    accelerate launch -m dreamgym.pipeline.chat_sft --run runs/mine       # several GPUs; one process: dreamgym train-experience
+
+Each annotated step is a conversation: the prompt of ``experience/chat.py`` with retrieved experiences (never of the own episode; for
+half of the steps not of the own task), and as completion the JSON reply, reasoning first. The loss is on the completion only. Shown
+experiences are dropped at random, so that the model does not lean on them. LoRA or full; killed, it goes on at its last checkpoint.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from dreamgym.core.errors import DataError, MissingExtraError
+from dreamgym.core.seeding import keyed_rng
+from dreamgym.core.types import Episode, Task
+from dreamgym.experience.chat import Form, reply_text, step_messages
+from dreamgym.experience.inprocess import chat_text
+from dreamgym.experience.prompt import ExperienceConfig, PromptBuilder
+from dreamgym.experience.sft import requests_of
+from dreamgym.pipeline.config import Pretrained
+from dreamgym.replay.buffer import ReplayBuffer, Retrieval
+
+try:
+    import datasets
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+    from transformers.trainer_callback import PrinterCallback
+    from transformers.trainer_utils import get_last_checkpoint
+    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
+except ImportError as e:
+    raise MissingExtraError("trl (with peft and datasets)", "sft") from e
+
+Report = Callable[[int, int, float], None]
+Conversation = list[dict[str, str]]
+
+
+def conversations(
+    episodes: Sequence[Episode],
+    tasks: dict[str, Task],
+    config: ExperienceConfig,
+    form: Form,
+    retrieval: Retrieval,
+    dropout: float,
+    seed: int,
+) -> Iterator[dict[str, Conversation]]:
+    """Prompt and completion of every annotated step. ``dropout``: chance that a shown experience is left out."""
+    prompts = PromptBuilder(config, retrieval)
+    for e in episodes:
+        pairs = requests_of(e, tasks[e.task.id])
+        draws = [keyed_rng(seed, "chat-sft", *r.key) for r, _ in pairs]
+        own_task = [bool(d.random() < 0.5) for d in draws]
+        shown = prompts.similar([r for r, _ in pairs], own_task, config.k)
+        for (request, t), similar, draw in zip(pairs, shown, draws, strict=True):
+            kept = [s for s in similar if draw.random() >= dropout]
+            prompt = [{"role": role, "content": text} for role, text in step_messages(request, kept, config, form)]
+            yield {"prompt": prompt, "completion": [{"role": "assistant", "content": reply_text(t, form, config.reasoning)}]}
+
+
+def train_chat(
+    episodes: Sequence[Episode],
+    tasks: dict[str, Task],
+    prompt: ExperienceConfig,
+    config: Pretrained,
+    folder: Path,
+    seed: int,
+    report: Report = lambda done, total, loss: None,
+) -> int:
+    """Train into ``folder`` (an adapter with LoRA, else the whole model); returns the number of conversations.
+
+    Raises ``DataError`` where a conversation is longer than ``max_length``: TRL would cut its reply off.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    buffer = ReplayBuffer()
+    buffer.add(episodes)
+    found = list(conversations(episodes, tasks, prompt, config.reply.form, buffer.snapshot(), config.retrieval_dropout, seed))
+    _check_lengths(found, tokenizer, config.max_length)
+    gpu = torch.cuda.is_available()
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.bfloat16 if gpu else torch.float32),
+        args=SFTConfig(
+            output_dir=str(folder / "checkpoints"),
+            learning_rate=config.learning_rate,
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch,
+            gradient_accumulation_steps=config.accumulation,
+            max_length=config.max_length,
+            packing=config.packing,
+            completion_only_loss=True,
+            bf16=gpu,
+            use_cpu=not gpu,
+            activation_checkpointing=gpu,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.03,
+            save_strategy="steps",
+            save_steps=config.checkpoint_every,
+            save_total_limit=1,
+            logging_steps=5,
+            seed=seed,
+            data_seed=seed,
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=datasets.Dataset.from_list(found),
+        processing_class=tokenizer,
+        peft_config=_lora(config),
+        callbacks=[_Progress(report)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoints = folder / "checkpoints"
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
+    trainer.save_model(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    return len(found)
+
+
+def _lora(config: Pretrained) -> LoraConfig | None:
+    c = config.lora
+    if c is None:
+        return None
+    return LoraConfig(r=c.r, lora_alpha=c.alpha, lora_dropout=c.dropout, target_modules=c.modules, task_type="CAUSAL_LM")
+
+
+def _check_lengths(found: Sequence[dict[str, Conversation]], tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
+    texts = [chat_text(tokenizer, [*c["prompt"], *c["completion"]], reply=False) for c in found]
+    lengths = [len(i) for i in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    long = sum(n > limit for n in lengths)
+    if long:
+        raise DataError(
+            f"experience.pretrained.max_length: {long} of {len(found)} conversations are longer than {limit} tokens, the longest has"
+            f" {max(lengths)}; raise it, or show less (experience.prompt.k, history)"
+        )
+
+
+class _Progress(TrainerCallback):
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def on_log(self, args, state, control, logs=None, **_):  # type: ignore[no-untyped-def]
+        if logs and "loss" in logs:
+            self.report(state.global_step, state.max_steps, float(logs["loss"]))
+
+
+def main() -> None:
+    """Entry for ``accelerate launch``: this stage only, on a run whose logs are annotated; the command line finds it done afterwards."""
+    from accelerate import PartialState
+
+    from dreamgym.pipeline.config import load_config
+    from dreamgym.pipeline.run import Run
+    from dreamgym.pipeline.stages import train_experience_model
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--run", type=Path, required=True)
+    folder = parser.parse_args().run
+    run = Run(folder, load_config(folder / "config.yaml"))
+    summary = train_experience_model(run)
+    if PartialState().is_main_process:
+        run.stage("train-experience", lambda: summary)
+
+
+if __name__ == "__main__":
+    main()
