@@ -302,7 +302,7 @@ def test_the_whole_way_with_an_experience_model_behind_a_server(tmp_path):
 
     run = tmp_path / "run"
     small = [*SMALL, "collect_tasks=30", "pretrain.epochs=1", "sft.fit.epochs=3", "rl.iterations=2", "rl.probe_every=0"]
-    named = [*small, "experience.endpoint.server.model=m"]
+    named = [*small, "experience.endpoint.server.model=m", "experience.second_opinion.verifier=examples.vault_verifier:unlocked"]
     assert dreamgym("collect", "--run", str(run), *named, "experience.endpoint.server.base_url=http://nowhere/v1").returncode == 0
     with LoopbackServer(from_logs(read_episodes(run / "logs.jsonl.xz")), faulty=0.1, kinds=("429", "500", "schema")) as server:
         words = [*named, f"experience.endpoint.server.base_url={server.url}"]

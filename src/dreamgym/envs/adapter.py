@@ -57,15 +57,20 @@ def load_adapter(name: str) -> Adapter:
         from dreamgym.envs.textworld.adapter import TextWorldAdapter
 
         return TextWorldAdapter(name.partition("/")[2])
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    if ":" not in name:
         raise ConfigError(f"env: {name!r} is not known; use textworld/easy, textworld/standard or module:object")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as e:
-        raise ConfigError(f"env: {name!r} cannot be imported ({e})") from e
+    found = load_object(name, "env")
     if not isinstance(found, Adapter):
         raise ConfigError(f"env: {name!r} is no Adapter; it needs name, cap, teacher, env(), tasks(), collect() and explorers()")
     return found
+
+
+def load_object(name: str, key: str) -> object:
+    """What ``module:object`` names; the current folder is importable. ``ConfigError`` names the configuration's ``key``."""
+    module, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise ConfigError(f"{key}: {name!r} cannot be imported ({e})") from e

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dreamgym.core.errors import ConfigError
 from dreamgym.endpoint.config import EndpointConfig
@@ -82,7 +82,23 @@ class Pretrained(Section):
     """Replies generated side by side in this process."""
 
 
+class Opinion(Section):
+    """A success in the dream counts only where this agrees too: a judge (an LLM with its own prompt), or a program."""
+
+    judge: EndpointConfig | None = None
+    verifier: str | None = None
+    """``module:function``; function(instruction, state, actions) -> bool."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "Opinion":
+        if (self.judge is None) == (self.verifier is None):
+            raise ValueError("give either judge or verifier")
+        return self
+
+
 class Experience(Section):
+    second_opinion: Opinion | None = None
+    """Who else must agree to a success; null = nobody."""
     pretrained: Pretrained | None = None
     """Fine-tune a pretrained chat LLM instead of the tiny base language model; null = no."""
     endpoint: Remote | None = None

@@ -78,6 +78,8 @@ def _decisive(config: RunConfig) -> dict[str, object]:
         data["experience"]["endpoint"]["server"] = config.experience.endpoint.server.model
     if config.experience.annotator:
         data["experience"]["annotator"] = [config.experience.annotator.server.model, config.experience.annotator.kind]
+    if (opinion := config.experience.second_opinion) and opinion.judge:
+        data["experience"]["second_opinion"]["judge"] = opinion.judge.model
     return data
 
 

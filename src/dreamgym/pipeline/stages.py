@@ -11,17 +11,19 @@ from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import ConfigError, DataError
 from dreamgym.core.files import read_episodes, read_json, write_episodes, write_json
 from dreamgym.core.types import Episode, Panel, StopReason, Task
-from dreamgym.envs.adapter import Adapter, load_adapter
+from dreamgym.envs.adapter import Adapter, load_adapter, load_object
 from dreamgym.experience.annotate import GenericTeacher, annotate
-from dreamgym.experience.fidelity import Draw, local_draws
+from dreamgym.experience.endpoint import EndpointExperienceModel
+from dreamgym.experience.fidelity import local_draws
 from dreamgym.experience.model import ExperienceModel, LocalExperienceModel
 from dreamgym.experience.prompt import ExperienceConfig
+from dreamgym.experience.second_opinion import JudgeOfSuccess, SecondOpinion, Verifier, programmatic
 from dreamgym.experience.teach import ANNOTATIONS, estimate, summary, teach
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.attack import attack_run
 from dreamgym.pipeline.audit import audit_run
-from dreamgym.pipeline.config import Optimisation, Remote, RunConfig
+from dreamgym.pipeline.config import Opinion, Optimisation, Remote, RunConfig
 from dreamgym.pipeline.fidelity import fidelity_run
 from dreamgym.pipeline.grpo_run import GRPORun
 from dreamgym.pipeline.learn import train_base, train_experience, warm_start
@@ -225,26 +227,45 @@ def demonstrations(episodes: Sequence[Episode], limit: int | None) -> list[Episo
 
 
 def experience_model(run: Run, tasks_seen: bool = False) -> tuple[ExperienceModel, ReplayBuffer]:
-    """The experience model, trained here or behind a server, over a buffer seeded with the real transitions."""
+    """The experience model over a buffer seeded with the real transitions, its successes verified where the run wants that."""
     buffer = ReplayBuffer()
     config = prompt_config(run.config)
     if config.k:
         buffer.add(load_logs([run.path(LOGS)]))
-    config = config.model_copy(update={"same_task": tasks_seen})
-    remote = run.config.experience.endpoint
+    model = _player(run, config.model_copy(update={"same_task": tasks_seen}), buffer)
+    opinion = run.config.experience.second_opinion
+    return (SecondOpinion(model, _verifier(opinion)) if opinion else model), buffer
+
+
+def _player(run: Run, config: ExperienceConfig, buffer: ReplayBuffer) -> ExperienceModel:
+    """Who plays the environment: a server, a chat model fine-tuned here, or the local model."""
+    remote, pretrained = run.config.experience.endpoint, run.config.experience.pretrained
     if remote:
         from dreamgym.endpoint.client import Endpoint  # the extra [endpoint]
-        from dreamgym.experience.endpoint import EndpointExperienceModel
 
-        return EndpointExperienceModel(Endpoint(remote.server), config, remote.reply, buffer.snapshot()), buffer
-    pretrained = run.config.experience.pretrained
+        return EndpointExperienceModel(Endpoint(remote.server), config, remote.reply, buffer.snapshot())
     if pretrained:
-        from dreamgym.experience.endpoint import EndpointExperienceModel
         from dreamgym.experience.inprocess import LocalChat
 
         chat = LocalChat.load(run.path("experience"), pretrained.generation_batch)
-        return EndpointExperienceModel(chat, config, pretrained.reply, buffer.snapshot()), buffer
-    return LocalExperienceModel(LocalLM.load(run.path("experience")), config, buffer.snapshot()), buffer
+        return EndpointExperienceModel(chat, config, pretrained.reply, buffer.snapshot())
+    return LocalExperienceModel(LocalLM.load(run.path("experience")), config, buffer.snapshot())
+
+
+def _verifier(opinion: Opinion) -> Verifier:
+    if opinion.judge:
+        from dreamgym.endpoint.client import Endpoint  # the extra [endpoint]
+
+        return JudgeOfSuccess(Endpoint(opinion.judge))
+    check = load_object(str(opinion.verifier), "experience.second_opinion.verifier")
+    if not callable(check):
+        raise ConfigError(f"experience.second_opinion.verifier: {opinion.verifier!r} is no function")
+    return programmatic(check)
+
+
+def _inner(model: ExperienceModel) -> ExperienceModel:
+    """The experience model itself, without a second opinion."""
+    return model.model if isinstance(model, SecondOpinion) else model
 
 
 def train_policy(run: Run) -> Summary:
@@ -303,10 +324,9 @@ def check_audit(run: Run) -> None:
 
 def _remote_costs(model: ExperienceModel | None, remote: Remote, spent: dict[str, float]) -> Summary:
     """US dollars of the whole stage, and why replies were not usable (since the last start)."""
-    from dreamgym.experience.endpoint import EndpointExperienceModel  # the extra [endpoint]
-
     usd = remote.server.usd(spent.get("experience_tokens_in", 0.0), spent.get("experience_tokens_out", 0.0))
-    return {"usd": usd, "unusable_replies": dict(model.reasons) if isinstance(model, EndpointExperienceModel) else {}}
+    player = _inner(model) if model else None
+    return {"usd": usd, "unusable_replies": dict(player.reasons) if isinstance(player, EndpointExperienceModel) else {}}
 
 
 def grpo_config(config: RunConfig) -> GRPOConfig:
@@ -375,13 +395,12 @@ def audit(run: Run) -> Summary:
 def long_audit(run: Run) -> Summary:
     """What ``pipeline/fidelity.py`` measures beyond the audit, on the run's panel; its result goes to ``fidelity.json``."""
     model, buffer = experience_model(run)
-    if isinstance(model, LocalExperienceModel):
-        draw: Draw = local_draws(model.lm, model.config, buffer.snapshot())
-    else:
-        from dreamgym.experience.endpoint import EndpointExperienceModel  # the extra [endpoint]
-
-        assert isinstance(model, EndpointExperienceModel)
-        draw = model.draw
+    player, draw = _inner(model), None
+    if isinstance(player, LocalExperienceModel):
+        draw = local_draws(player.lm, player.config, buffer.snapshot())
+    elif isinstance(player, EndpointExperienceModel):
+        draw = player.draw
+    assert draw is not None
     policies = {name: LocalLM.load(run.path(name)) for name in ("sft", "policy") if run.path(name).exists()}
     adapter, logs = load_adapter(run.config.env), load_logs([run.path(LOGS)])
     trained = [name for name in policies if name == "policy"]

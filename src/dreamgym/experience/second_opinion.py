@@ -1,0 +1,154 @@
+"""A second opinion on every success: the dream's word counts only where a judge or a program agrees.
+
+    model = SecondOpinion(model, JudgeOfSuccess(Endpoint(server)))       # another LLM, its own prompt
+    model = SecondOpinion(model, programmatic(check))                    # check(instruction, state, actions) -> bool
+
+The experience model is both dynamics and reward, so what it grants wrongly is what a policy learns to ask for. A win that the
+second opinion denies ends the episode without success; where no verdict could be had the step is invalid, never a number.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dreamgym.core.grammar import GrammarError
+from dreamgym.core.seeding import key_of
+from dreamgym.core.state import State, apply_change
+from dreamgym.core.types import StopReason
+from dreamgym.endpoint.config import Ask, Chat, Message
+from dreamgym.experience.chat import quoted, undress
+from dreamgym.experience.model import ExperienceModel, Prediction
+from dreamgym.experience.prompt import Request
+from dreamgym.prompts import prompt
+from dreamgym.replay.buffer import Retrieval
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A success that the experience model reports: the question, and the state after the last action."""
+
+    request: Request
+    after: State
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """All actions of the episode, the last included."""
+        return (*self.request.past, self.request.action)
+
+
+class Verifier(Protocol):
+    """Says of each claim whether the task is done; None where it cannot say."""
+
+    def __call__(self, claims: Sequence[Claim]) -> list[bool | None]: ...
+
+
+def programmatic(check: Callable[[str, State, tuple[str, ...]], bool]) -> Verifier:
+    """A verifier from a program that knows the goal: ``check(instruction, state, actions)``."""
+
+    def verify(claims: Sequence[Claim]) -> list[bool | None]:
+        return [bool(check(c.request.instruction, c.after, c.actions)) for c in claims]
+
+    return verify
+
+
+class SecondOpinion:
+    """An experience model whose successes are verified. Satisfies ``ExperienceModel``."""
+
+    def __init__(self, model: ExperienceModel, verify: Verifier) -> None:
+        self.model, self.verify = model, verify
+        self.claims = self.refused = self.unanswered = 0
+        self._verdicts: dict[tuple[object, ...], Prediction] = {}
+
+    def use(self, retrieval: Retrieval) -> None:
+        self.model.use(retrieval)
+        self._verdicts = {}
+
+    def costs(self) -> dict[str, int]:
+        own = {"experience_claims": self.claims, "experience_claims_refused": self.refused, "experience_claims_unanswered": self.unanswered}
+        return {**self.model.costs(), **own}
+
+    def recall(self, request: Request) -> Prediction | None:
+        known = self.model.recall(request)
+        if known is None or known.outcome != "won":
+            return known
+        return self._verdicts.get(_key(request, known))
+
+    def predict(self, requests: Sequence[Request]) -> list[Prediction]:
+        said = self.model.predict(requests)
+        keys = [_key(r, p) for r, p in zip(requests, said, strict=True)]
+        new = {
+            k: (r, p) for k, r, p in zip(keys, requests, said, strict=True) if p.reply and p.outcome == "won" and k not in self._verdicts
+        }
+        claims = [Claim(r, apply_change(r.state, p.reply.change)) for r, p in new.values() if p.reply]
+        verdicts = self.verify(claims) if claims else []
+        here = {k: self._judged(p, v) for (k, (_, p)), v in zip(new.items(), verdicts, strict=True)}
+        self._verdicts |= {k: p for k, p in here.items() if p.reply}  # no verdict is nobody's: it is asked for again
+        return [p if p.outcome != "won" else here[k] if k in here else self._verdicts[k] for k, p in zip(keys, said, strict=True)]
+
+    def _judged(self, said: Prediction, verdict: bool | None) -> Prediction:
+        assert said.reply is not None
+        self.claims += 1
+        if verdict is None:
+            self.unanswered += 1
+            return Prediction(None, StopReason.INVALID_ENV, f"(no second opinion) {said.text}")
+        if verdict:
+            return said
+        self.refused += 1
+        return Prediction(replace(said.reply, outcome="lost"), None, f"{said.text} (second opinion: the task is not done)")
+
+
+def _key(r: Request, p: Prediction) -> tuple[object, ...]:
+    return (r.task, r.instruction, r.past, r.state, r.action, p.text)
+
+
+class SuccessVerdict(BaseModel):
+    """A judge's reply."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    reasoning: str = Field(min_length=1)
+    success: bool
+
+
+class JudgeOfSuccess:
+    """An LLM as verifier, with its own prompt; it does not see what the experience model thought."""
+
+    def __init__(self, chat: Chat, budget: int = 512, samples: int = 2) -> None:
+        self.chat, self.budget, self.samples = chat, budget, samples
+
+    def __call__(self, claims: Sequence[Claim]) -> list[bool | None]:
+        return self.chat.together([self._one(c) for c in claims])
+
+    async def _one(self, claim: Claim) -> bool | None:
+        """Asked again, at temperature 1, where a reply is not usable."""
+        for n in range(self.samples):
+            answer = await self.chat.reply(
+                Ask(
+                    messages=claim_messages(claim),
+                    budget=self.budget,
+                    temperature=float(n > 0),
+                    seed=key_of("second opinion", n, claim.request.task, *claim.actions),
+                    reply=SuccessVerdict.model_json_schema(),
+                )
+            )
+            if answer.failed:
+                return None
+            try:
+                if not answer.error:
+                    return SuccessVerdict.model_validate_json(undress(answer.text)[1]).success
+            except (ValidationError, GrammarError):
+                continue
+        return None
+
+
+def claim_messages(claim: Claim) -> tuple[Message, ...]:
+    """The judge's prompt: task, actions, state before the last one and after it."""
+    sections = [
+        ("Task", [claim.request.instruction]),
+        ("Actions, oldest first", list(claim.actions)),
+        ("Known state before the last action", list(claim.request.state)),
+        ("Known state after it", list(claim.after)),
+    ]
+    body = "\n\n".join(f"## {name}\n" + "\n".join(map(quoted, lines) if lines else ["(none)"]) for name, lines in sections)
+    return ("system", prompt("judge-success.v1")), ("user", body)
