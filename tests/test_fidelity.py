@@ -147,9 +147,9 @@ def careless(instruction, state, rng):
 vaults = GymAdapter("vault", Vault, panels, "unlock the door", 10, {"careless": careless, "expert": expert})
 
 
-def long_audit(model):
+def long_audit(model, judge=None):
     config = RunConfig(env="examples.own_environment:adapter", evaluation=Evaluation(audit_games=12))
-    return fidelity_run(config, vaults, model, model.draw, [], {}, [])
+    return fidelity_run(config, vaults, model, model.draw, [], {}, [], judge=judge)
 
 
 def test_the_long_audit_of_a_model_that_knows_the_rules_finds_nothing():
@@ -161,6 +161,19 @@ def test_the_long_audit_of_a_model_that_knows_the_rules_finds_nothing():
     assert found["calibration"]["ece"] == 0.0
     assert all(row["agree"] == 1.0 for row in found["by_depth"])
     assert found["real_steps_audit"] > sum(row["n"] for row in found["by_depth"])
+
+
+def test_a_judge_scores_the_dreamed_steps_where_there_is_one():
+    pytest.importorskip("openai", reason="needs the extra [endpoint]")
+    from benchmarks.loopback import LoopbackServer
+    from dreamgym.endpoint.client import Endpoint
+    from dreamgym.endpoint.config import EndpointConfig
+
+    text = '{"rubric_scores": {"causal_consistency": 2, "diversity": 1, "informativeness": 2, "hallucination": 2}}'
+    with LoopbackServer(lambda body: text) as server:
+        found = long_audit(VaultModel(), Endpoint(EndpointConfig(base_url=server.url, model="m")))
+    assert found["judge"]["scored"] == 100
+    assert found["judge"]["means"]["diversity"] == 1.0
 
 
 def test_the_long_audit_names_what_an_optimist_gets_wrong():

@@ -9,14 +9,15 @@ section, a thought or a message. Replies are parsed strictly (arXiv 2511.03773 E
 import json
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreamgym.core.grammar import GrammarError, Reply
+from dreamgym.core.seeding import key_of
 from dreamgym.core.state import Change, State, diff, make_state
 from dreamgym.core.types import Outcome, Transition
-from dreamgym.endpoint.config import Message
+from dreamgym.endpoint.config import Ask, Chat, Message
 from dreamgym.experience.prompt import ExperienceConfig, Request
 from dreamgym.prompts import prompt
 
@@ -156,6 +157,27 @@ def parse_step(text: str, state: State, form: Form, thought: str = "", reasoning
     if any("\n" in s for s in change.added):
         raise GrammarError("a line of the state holds a line end")
     return Reply(why if reasoning else "", change, outcome)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+async def answered(chat: Chat, messages: tuple[Message, ...], budget: int, kind: type[M], samples: int, *key: str | int) -> M | None:
+    """A reply of the shape ``kind``: the first greedy, then at temperature 1 while none is usable; None where none was had.
+
+    ``key`` names the draws.
+    """
+    for n in range(samples):
+        ask = Ask(messages=messages, budget=budget, temperature=float(n > 0), seed=key_of(*key, n), reply=kind.model_json_schema())
+        answer = await chat.reply(ask)
+        if answer.failed:
+            return None
+        try:
+            if not answer.error:
+                return kind.model_validate_json(undress(answer.text)[1])
+        except (ValidationError, GrammarError):
+            continue
+    return None
 
 
 def undress(text: str) -> tuple[str, str]:

@@ -11,14 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from dreamgym.core.grammar import GrammarError
-from dreamgym.core.seeding import key_of
 from dreamgym.core.state import State, apply_change
 from dreamgym.core.types import StopReason
-from dreamgym.endpoint.config import Ask, Chat, Message
-from dreamgym.experience.chat import quoted, undress
+from dreamgym.endpoint.config import Chat, Message
+from dreamgym.experience.chat import answered, quoted
 from dreamgym.experience.model import ExperienceModel, Prediction
 from dreamgym.experience.prompt import Request
 from dreamgym.prompts import prompt
@@ -121,25 +119,9 @@ class JudgeOfSuccess:
         return self.chat.together([self._one(c) for c in claims])
 
     async def _one(self, claim: Claim) -> bool | None:
-        """Asked again, at temperature 1, where a reply is not usable."""
-        for n in range(self.samples):
-            answer = await self.chat.reply(
-                Ask(
-                    messages=claim_messages(claim),
-                    budget=self.budget,
-                    temperature=float(n > 0),
-                    seed=key_of("second opinion", n, claim.request.task, *claim.actions),
-                    reply=SuccessVerdict.model_json_schema(),
-                )
-            )
-            if answer.failed:
-                return None
-            try:
-                if not answer.error:
-                    return SuccessVerdict.model_validate_json(undress(answer.text)[1]).success
-            except (ValidationError, GrammarError):
-                continue
-        return None
+        key = ("second opinion", claim.request.task, *claim.actions)
+        found = await answered(self.chat, claim_messages(claim), self.budget, SuccessVerdict, self.samples, *key)
+        return found.success if found else None
 
 
 def claim_messages(claim: Claim) -> tuple[Message, ...]:

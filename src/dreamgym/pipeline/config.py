@@ -150,6 +150,8 @@ class Evaluation(Section):
     audit_games: int = Field(60, ge=1)
     """Held-out games of the audit."""
     temperature: float = Field(0.4, ge=0)
+    judge: EndpointConfig | None = None
+    """An LLM that scores dreamed steps in ``dreamgym audit --long`` (consistency, diversity, informativeness, hallucination, 0..2)."""
 
 
 class RunConfig(Section):

@@ -14,6 +14,7 @@ from dreamgym.core.env import RealSteps
 from dreamgym.core.record import transition_of
 from dreamgym.core.state import state_of_text
 from dreamgym.core.types import Episode, Panel, Task, Transition
+from dreamgym.endpoint.config import Chat
 from dreamgym.envs.adapter import Adapter
 from dreamgym.experience.audit import determined
 from dreamgym.experience.fidelity import (
@@ -30,6 +31,7 @@ from dreamgym.experience.fidelity import (
     theorem_1,
     total_variation,
 )
+from dreamgym.experience.judge import judge_steps
 from dreamgym.experience.model import ExperienceModel
 from dreamgym.experience.prompt import Request
 from dreamgym.experience.sft import requests_of
@@ -46,6 +48,8 @@ STEPS = 1500
 """Steps judged at most, evenly spread over episodes."""
 ASKED_AGAIN = 100
 """Of these, how many the real environment is asked again, by replaying the episode up to them."""
+JUDGED = 100
+"""Dreamed steps that a judge scores."""
 GAMMAS = (0.9, 0.95, 0.99, 1.0)
 
 
@@ -74,10 +78,12 @@ def fidelity_run(
     trained: Sequence[str],
     panel: Panel = "test",
     members: int = 2,
+    judge: Chat | None = None,
 ) -> dict[str, object]:
     """All measures of the long audit. ``trained``: those of ``policies`` that were trained in the dream.
 
     Each policy plays every game ``members`` times, for real and in the dream. Sheets are what all real episodes of a game revealed.
+    ``judge``: an LLM that scores ``JUDGED`` dreamed steps, where there is one.
     """
     counter = RealSteps(purpose="audit")
     games = adapter.tasks(panel, config.evaluation.audit_games)
@@ -95,6 +101,7 @@ def fidelity_run(
     gaps = {n: abs(d - r) for n, (d, r) in rates.items() if d is not None}
     rows = judged(_steps(episodes, tasks, adapter, counter), model, draw, SAMPLES)
     ending = could_end(rows, logs)
+    opinion = judge_steps(judge, [r.episode for played in dreamed.values() for r in played], JUDGED, seed) if judge else None
     epsilon_r, epsilon_p = reward_error(rows), total_variation(rows)
     return {
         "panel": panel,
@@ -117,6 +124,7 @@ def fidelity_run(
         "facts_per_1000_steps": spurious(rows),
         "by_depth": _depths(episodes, tasks, adapter.cap, model),
         "theorem_1": {str(g): vars(theorem_1(epsilon_r["mean"], epsilon_p["mean"], g, 0.0)) for g in GAMMAS},
+        "judge": opinion and vars(opinion),
         "real_steps_audit": counter.total,
     }
 

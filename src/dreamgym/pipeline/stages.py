@@ -404,7 +404,13 @@ def long_audit(run: Run) -> Summary:
     policies = {name: LocalLM.load(run.path(name)) for name in ("sft", "policy") if run.path(name).exists()}
     adapter, logs = load_adapter(run.config.env), load_logs([run.path(LOGS)])
     trained = [name for name in policies if name == "policy"]
-    found = fidelity_run(run.config, adapter, model, draw, logs, policies, trained, run.config.evaluation.panel)
+    judge = None
+    if run.config.evaluation.judge:
+        from dreamgym.endpoint.client import Endpoint  # the extra [endpoint]
+
+        judge = Endpoint(run.config.evaluation.judge)
+    panel = run.config.evaluation.panel
+    found = fidelity_run(run.config, adapter, model, draw, logs, policies, trained, panel, judge=judge)
     write_json(run.path("fidelity.json"), found)
     return {k: v for k, v in found.items() if isinstance(v, int | float)}
 
