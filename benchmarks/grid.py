@@ -6,7 +6,8 @@
 A cell runs on one thread; run two processes side by side. Under ``benchmarks/work`` there is one warm start per (level, seed)
 and **one experience model per (level, variant), which all seeds share**: the spread over seeds holds none of its own. Killed
 cells go on where they were. Methods: ``base``, ``sft``, ``sft_all``, ``grpo_dream``, ``grpo_real``, and
-``grpo_dream+no_reasoning``, ``+no_retrieval``, ``+no_sheet``.
+``grpo_dream+no_reasoning``, ``+no_retrieval``, ``+no_sheet``; about the experience model also ``grpo_dream+k3``, ``+history8``,
+``+generic_teacher``, ``+2k_steps`` to ``+40k_steps``.
 """
 
 import ast
@@ -28,7 +29,7 @@ from dreamgym.core.errors import DreamgymError
 from dreamgym.core.files import read_json, write_json
 from dreamgym.core.types import Episode, result_row
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
-from dreamgym.experience.annotate import annotate
+from dreamgym.experience.annotate import GenericTeacher, annotate
 from dreamgym.experience.model import LocalExperienceModel
 from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.lm.fit import FitConfig
@@ -97,6 +98,16 @@ DECIDES = {
 """Modules whose code decides a model or a cell, by its kind; docstrings and comments do not count."""
 
 VARIANTS = {"full": {}, "no_reasoning": {"reasoning": False}, "no_retrieval": {"k": 0}, "no_sheet": {"sheet": False}}
+"""What the experience model is shown and says, by ablation."""
+EXPERIENCE_ROWS = {
+    "k3": {"prompt": {"k": 3}},
+    "history8": {"prompt": {"history": 8}},
+    "generic_teacher": {"teacher": "generic"},
+    **{f"{n // 1000}k_steps": {"logged_steps": n} for n in (2_000, 10_000, 20_000, 40_000)},
+}
+"""Further rows about the experience model: more experiences, a history, the before/after teacher, fewer logged steps. With fewer steps
+the epochs grow, so that the updates stay the same, up to ``MOST_EPOCHS``."""
+MOST_EPOCHS = 20.0
 EXPERIENCE = {
     level: {"epochs": epochs, "learning_rate": 2e-3, "row_length": 320, "rows": 16} for level, epochs in (("easy", 2.5), ("standard", 2.0))
 }
@@ -107,6 +118,7 @@ PROBE = {"every": 5, "games": 100}
 TEST_GAMES = 150
 METHODS = ("base", "sft", "sft_all", "grpo_real", "grpo_dream", *(f"grpo_dream+{v}" for v in VARIANTS if v != "full"))
 LEVELS = ("easy", "standard")
+EXPERIENCE_METHODS = tuple(f"grpo_dream+{v}" for v in EXPERIENCE_ROWS)
 SEEDS = (0, 1, 2)
 console = Console(highlight=False)
 
@@ -136,7 +148,7 @@ def cell_config(level: str, method: str) -> dict[str, object]:
     if method.startswith("grpo"):
         config |= {"grpo": GRPO[level], "probe": PROBE}
     if method.startswith("grpo_dream"):
-        config |= {"experience": EXPERIENCE[level], "variant": VARIANTS[variant_of(method)]}
+        config |= {"experience": EXPERIENCE[level], "variant": variant(method)}
     return config
 
 
@@ -148,6 +160,29 @@ def kind_of(method: str) -> str:
 
 def variant_of(method: str) -> str:
     return method.partition("+")[2] or "full"
+
+
+def variant(method: str) -> dict[str, object]:
+    """What sets this arm's experience model apart: keys of its prompt for an ablation, a row's description for the others."""
+    name = variant_of(method)
+    return VARIANTS[name] if name in VARIANTS else EXPERIENCE_ROWS[name]
+
+
+def prompt_of(method: str) -> dict[str, object]:
+    name = variant_of(method)
+    return VARIANTS[name] if name in VARIANTS else EXPERIENCE_ROWS[name].get("prompt", {})
+
+
+def first_steps(logs: list[Episode], steps: int) -> list[Episode]:
+    """Logs of about ``steps`` logged steps, as if fewer had been recorded: the demonstrations, then whole tasks in their order."""
+    kept = [e for e in logs if e.behaviour == "expert"]
+    n = sum(len(e.steps) for e in kept)
+    names = {e.id for e in kept}
+    for e in logs:
+        if e.id not in names and n < steps:
+            kept.append(e)
+            n += len(e.steps)
+    return kept
 
 
 def cell_path(level: str, method: str, seed: int) -> Path:
@@ -166,7 +201,10 @@ class Cell:
         self.level, self.method, self.seed = level, method, seed
         self.adapter = TextWorldAdapter(level)
         self.logs = load_logs([shipped(f"logs-{level}.jsonl.xz")])
-        self.tasks = tasks_of(self.logs)
+        self.row = EXPERIENCE_ROWS.get(variant_of(method), {})
+        self.known = first_steps(self.logs, self.row["logged_steps"]) if "logged_steps" in self.row else self.logs
+        """What of the logs the experience model, the buffer and the dream's tasks come from."""
+        self.tasks = tasks_of(self.known)
         self.counter = RealSteps()
         self.commit = commit()
         self.wall: dict[str, float] = {}
@@ -200,7 +238,7 @@ class Cell:
         return RunConfig(
             env=f"textworld/{self.level}",
             seed=self.seed,
-            experience=Experience(prompt=Prompt(**VARIANTS[variant_of(self.method)])),
+            experience=Experience(prompt=Prompt(**prompt_of(self.method))),
             evaluation=Evaluation(audit_games=TEST_GAMES),
         )
 
@@ -252,12 +290,15 @@ class Cell:
 
     def experience(self) -> tuple[LocalExperienceModel, ReplayBuffer]:
         """The experience model of this level and variant; one for all seeds."""
-        variant = variant_of(self.method)
-        prompt = ExperienceConfig(same_task=True, **VARIANTS[variant])
-        decided = config_hash({"fit": EXPERIENCE[self.level], "prompt": VARIANTS[variant], "code": code_hash(self.level, "experience")})
-        folder = WORK / f"{self.level}-experience-{variant}-{decided}"
+        prompt = ExperienceConfig(same_task=True, **prompt_of(self.method))
+        decided = config_hash({"fit": EXPERIENCE[self.level], "prompt": variant(self.method), "code": code_hash(self.level, "experience")})
+        folder = WORK / f"{self.level}-experience-{variant_of(self.method)}-{decided}"
         if not (folder / "config.json").exists():
-            annotated = list(annotate(self.logs, self.adapter.teacher))
+            teacher = GenericTeacher() if self.row.get("teacher") == "generic" else self.adapter.teacher
+            annotated = list(annotate(self.known, teacher))
+            fit = FitConfig(**EXPERIENCE[self.level])
+            share = sum(len(e.steps) for e in self.known) / sum(len(e.steps) for e in self.logs)
+            fit = fit.model_copy(update={"epochs": max(fit.epochs, min(fit.epochs / share, MOST_EPOCHS))})
             self.timed(
                 folder,
                 lambda: train_experience(
@@ -265,7 +306,7 @@ class Cell:
                     annotated,
                     self.tasks,
                     prompt,
-                    FitConfig(**EXPERIENCE[self.level]),
+                    fit,
                     folder,
                     lambda done, total, loss: console.print(f"experience {done}/{total} loss {loss:.4f}"),
                 ),
@@ -273,7 +314,7 @@ class Cell:
         self.wall["experience"] = wall_s(folder)
         buffer = ReplayBuffer()
         if prompt.k:
-            buffer.add(self.logs)
+            buffer.add(self.known)
         return LocalExperienceModel(LocalLM.load(folder), prompt, buffer.snapshot()), buffer
 
     def grpo(self) -> tuple[LocalLM, int, float, LocalExperienceModel | None]:
@@ -300,7 +341,7 @@ class Cell:
             return policy, updates, train_s, None
         frozen = ReplayBuffer()
         if model.config.k:
-            frozen.add(self.logs)
+            frozen.add(self.known)
         judge = LocalExperienceModel(model.lm, model.config.model_copy(update={"same_task": False}), frozen.snapshot())
         return policy, updates, train_s, judge
 
@@ -318,7 +359,7 @@ def commit() -> str:
 
 def listing() -> None:
     for level in LEVELS:
-        for method in METHODS:
+        for method in METHODS + EXPERIENCE_METHODS:
             for seed in SEEDS:
                 path = cell_path(level, method, seed)
                 state = "done" if path.exists() else "stale" if stale_cells(level, method, seed) else "missing"
@@ -328,7 +369,7 @@ def listing() -> None:
 def main(words: list[str]) -> None:
     if words == ["list"]:
         return listing()
-    if len(words) < 3 or words[0] not in LEVELS or words[1] not in METHODS:
+    if len(words) < 3 or words[0] not in LEVELS or words[1] not in METHODS + EXPERIENCE_METHODS:
         sys.exit(__doc__)
     import torch
     import transformers

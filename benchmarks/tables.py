@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 
 from rich.console import Console
 
-from benchmarks.grid import CELLS, HERE, LEVELS, METHODS, SEEDS, cell_path, commit
+from benchmarks.grid import CELLS, EXPERIENCE_METHODS, HERE, LEVELS, METHODS, SEEDS, cell_path, commit
 from dreamgym.core.files import read_json, write_json
 from dreamgym.pipeline.results import AUDIT_KEYS, versions
 from dreamgym.pipeline.stages import shipped
@@ -179,7 +179,7 @@ def slice_result() -> dict[str, object]:
 
 def check() -> int:
     """0 where every cell file is current and ``slice.json``, where it is written, and the pages say what the cells say."""
-    known = {cell_path(level, m, s) for level in LEVELS for m in METHODS for s in range(10)}
+    known = {cell_path(level, m, s) for level in LEVELS for m in METHODS + EXPERIENCE_METHODS for s in range(10)}
     stale = [p.name for p in CELLS.glob("*.json") if p not in known]
     for name in stale:
         console.print(f"stale: {name} (config or code has changed; run its cell again)")
