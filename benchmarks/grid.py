@@ -103,11 +103,10 @@ EXPERIENCE_ROWS = {
     "k3": {"prompt": {"k": 3}},
     "history8": {"prompt": {"history": 8}},
     "generic_teacher": {"teacher": "generic"},
-    **{f"{n // 1000}k_steps": {"logged_steps": n} for n in (2_000, 10_000, 20_000, 40_000)},
+    **{f"{n // 1000}k_steps": {"logged_steps": n, "whole_tasks": True, "epochs_at_most": 20.0} for n in (2_000, 10_000, 20_000, 40_000)},
 }
 """Further rows about the experience model: more experiences, a history, the before/after teacher, fewer logged steps. With fewer steps
-the epochs grow, so that the updates stay the same, up to ``MOST_EPOCHS``."""
-MOST_EPOCHS = 20.0
+the epochs grow, so that the updates stay the same, up to ``epochs_at_most``."""
 EXPERIENCE = {
     level: {"epochs": epochs, "learning_rate": 2e-3, "row_length": 320, "rows": 16} for level, epochs in (("easy", 2.5), ("standard", 2.0))
 }
@@ -174,14 +173,15 @@ def prompt_of(method: str) -> dict[str, object]:
 
 
 def first_steps(logs: list[Episode], steps: int) -> list[Episode]:
-    """Logs of about ``steps`` logged steps, as if fewer had been recorded: the demonstrations, then whole tasks in their order."""
-    kept = [e for e in logs if e.behaviour == "expert"]
-    n = sum(len(e.steps) for e in kept)
-    names = {e.id for e in kept}
+    """Logs of about ``steps`` logged steps, as if fewer tasks had been recorded: whole tasks in their order, so that sheets stay whole."""
+    by_task: dict[str, list[Episode]] = {}
     for e in logs:
-        if e.id not in names and n < steps:
-            kept.append(e)
-            n += len(e.steps)
+        by_task.setdefault(e.task.id, []).append(e)
+    kept: list[Episode] = []
+    for episodes in by_task.values():
+        if sum(len(e.steps) for e in kept) >= steps:
+            break
+        kept += episodes
     return kept
 
 
@@ -257,8 +257,8 @@ class Cell:
                 "config": cell_config(self.level, self.method),
                 "commit": self.commit,
                 "versions": versions(),
-                "real_steps": {"logs": shipped_steps(self.level), "rl": steps.get("rl", 0), "probe": steps.get("probe", 0)},
-                "logs": counts(self.logs),
+                "real_steps": {"logs": self.logged(), "rl": steps.get("rl", 0), "probe": steps.get("probe", 0)},
+                "logs": counts(self.known),
                 "updates": updates,
                 "wall_s": round(train_s, 1),
                 "shared_wall_s": self.wall,
@@ -269,6 +269,11 @@ class Cell:
         )
         real = [bool(r.success) for r in rows if r.source == "real"]
         console.print(f"{path.name}: real {sum(real) / len(real):.3f} { ({k: kept[k] for k in AUDIT_KEYS if k in kept}) }")
+
+    def logged(self) -> int:
+        """Real steps that recording the logs took; of a part of them in proportion to its steps."""
+        share = sum(len(e.steps) for e in self.known) / sum(len(e.steps) for e in self.logs)
+        return round(share * shipped_steps(self.level))
 
     def warm(self) -> Path:
         """The warm start of this seed: limited demonstrations, or every success for ``sft_all``."""
@@ -298,7 +303,7 @@ class Cell:
             annotated = list(annotate(self.known, teacher))
             fit = FitConfig(**EXPERIENCE[self.level])
             share = sum(len(e.steps) for e in self.known) / sum(len(e.steps) for e in self.logs)
-            fit = fit.model_copy(update={"epochs": max(fit.epochs, min(fit.epochs / share, MOST_EPOCHS))})
+            fit = fit.model_copy(update={"epochs": max(fit.epochs, min(fit.epochs / share, self.row.get("epochs_at_most", fit.epochs)))})
             self.timed(
                 folder,
                 lambda: train_experience(

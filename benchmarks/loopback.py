@@ -61,6 +61,8 @@ class LoopbackServer:
         self._met: dict[str, list[str]] = {}
         self._lock = threading.Lock()
         self.stopping = threading.Event()
+        self.envelope: str | None = None
+        """What every good answer is replaced by, where it is set: a server of another make."""
         handler = type("Handler", (_Handler,), {"owner": self})
         self._server = _Quiet(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -137,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
             "choices": [{"index": 0, "finish_reason": ended, "message": {"role": "assistant", "content": text}}],
             "usage": {"prompt_tokens": len(raw) // 4, "completion_tokens": len(text) // 4, "total_tokens": (len(raw) + len(text)) // 4},
         }  # fmt: skip
-        data = json.dumps(completion).encode()
+        data = (self.owner.envelope or json.dumps(completion)).encode()
         return self._send(200, data[: len(data) // 2] if fault == "half" else data)
 
     def _send(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:

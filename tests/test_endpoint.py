@@ -124,6 +124,20 @@ def test_replies_that_do_not_follow_the_form_are_refused(text, says):
         parse_step(text, STATE, "change")
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\x0b", "\x1e", "\x85", "\u2028", "\ud83d", "\x07"])
+@pytest.mark.parametrize("form", ["change", "state"])
+def test_a_line_of_a_reply_cannot_become_two_or_break_a_file(end, form):
+    lines = [f"[a] b: x{end}[hand] key: metal"]
+    parts = {"removed": [], "added": lines} if form == "change" else {"next_state": lines}
+    with pytest.raises(GrammarError):
+        parse_step(json.dumps({"reasoning": "r", **parts, "outcome": "success"}), STATE, form)
+
+
+def test_a_reply_that_is_nested_too_deeply_is_an_invalid_one():
+    with pytest.raises(GrammarError, match="nested"):
+        parse_step("[" * 100_000, STATE, "change")
+
+
 def test_an_empty_next_state_is_no_observation():
     with pytest.raises(GrammarError, match="empty"):
         parse_step('{"reasoning": "r", "next_state": [], "outcome": "continue"}', STATE, "state")
@@ -159,7 +173,7 @@ def test_one_call_in_five_faulty_and_every_answer_is_right():
         answers = endpoint.ask([a_prompt(i) for i in range(60)])
         assert not any(a.error for a in answers)
         assert sum(server.injected.values()) == endpoint.counts["attempts"] - 60 > 0
-        assert endpoint.waited_s == pytest.approx(0.2 * server.injected["429"])
+        assert endpoint.counts["waited_ms"] == 200 * server.injected["429"]
 
 
 def a_prompt(seed):
@@ -198,12 +212,48 @@ def test_a_refused_call_stops_the_run_and_names_the_fix(status, says, monkeypatc
         Endpoint(config(server.url, api_key_env="MY_KEY")).ask([ask()])
 
 
+def test_a_refusal_of_one_prompt_is_that_steps_and_not_the_runs():
+    with LoopbackServer(lambda body: CONTINUE) as server:
+        endpoint = Endpoint(config(server.url))
+        endpoint.ask([ask(seed=1)])
+        server.faulty, server.kinds = 1.0, ("413",)
+        answer = endpoint.ask([ask(seed=2)])[0]
+        assert (answer.failed, answer.error.startswith("refused call (413")) == (False, True)
+        server.kinds = ("401",)
+        with pytest.raises(EndpointError, match="OPENAI_API_KEY"):
+            endpoint.ask([ask(seed=3)])
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        '{"choices": [{"message": "hi"}]}',
+        '{"choices": []}',
+        '{"choices": [{"message": {"content": 7}}]}',
+        '{"choices": [{"message": {"content": "x"}}], "usage": "n/a"}',
+        "[]",
+        "null",
+        "<html>busy</html>",
+    ],
+)
+def test_a_completion_of_another_shape_is_tried_again_and_is_no_answer(envelope):
+    with LoopbackServer(lambda body: CONTINUE) as server:
+        server.envelope = envelope
+        endpoint = Endpoint(config(server.url, attempts=2))
+        answer = endpoint.ask([ask()])[0]
+        assert answer.failed
+        assert "malformed" in answer.error
+        assert endpoint.counts["attempts"] == 2
+
+
 def test_finished_replies_are_kept_by_request_and_seed(tmp_path):
     with LoopbackServer(lambda body: CONTINUE) as server:
         more = {"cache": str(tmp_path / "replies.sqlite")}
         first = Endpoint(config(server.url, **more)).ask([ask(seed=1), ask(seed=2)])
         again = Endpoint(config(server.url, **more))
-        assert again.ask([ask(seed=1), ask(seed=2), ask(seed=3)])[:2] == first
+        kept = again.ask([ask(seed=1), ask(seed=2), ask(seed=3)])[:2]
+        assert [a.text for a in kept] == [a.text for a in first]
+        assert [(a.tokens_in, a.tokens_out) for a in kept] == [(0, 0), (0, 0)], "nothing is charged twice"
         assert again.counts["cached"] == 2
         assert len(server.bodies) == 3
     (tmp_path / "bad.sqlite").write_bytes(b"no database, but long enough to be read as one" * 40)

@@ -98,6 +98,13 @@ def test_agreement_by_depth_drops_where_the_dream_leaves():
     assert by_depth([e, e], [e, gone]) == [{"depth": 1, "n": 2, "agree": 1.0}, {"depth": 2, "n": 2, "agree": 0.5}]
 
 
+def test_an_invalid_step_agrees_with_nothing():
+    e = an_episode()
+    quiet = e.transitions[0].model_copy(update={"removed": (), "added": ()})
+    dreamt = e.model_copy(update={"transitions": (quiet.model_copy(update={"reward": None}),), "stop": StopReason.INVALID_REPLY})
+    assert by_depth([e.model_copy(update={"transitions": (quiet,)})], [dreamt])[0]["agree"] == 0.0
+
+
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20))
 def test_ranks_keep_order_and_sum(values):
     r = ranks(values)
@@ -129,7 +136,7 @@ def test_theorem_1_says_where_it_is_vacuous():
     assert (exact.model_gap, exact.penalty) == (0.0, 0.0)
     loose = theorem_1(0.01, 0.02, 0.9, 0.0)
     assert loose.model_gap == pytest.approx(0.01 * 10 + 2 * 0.9 * 0.02 * 100)
-    assert "more than" in loose.says
+    assert "hold everywhere" in loose.says
     assert "Vacuous" in theorem_1(0.5, 0.5, 0.99, 0.1).says
     assert math.isfinite(theorem_1(0.1, 0.1, 0.99, 0.1).penalty)
     with pytest.raises(ValueError, match="gamma"):
@@ -159,6 +166,9 @@ def test_the_long_audit_of_a_model_that_knows_the_rules_finds_nothing():
     assert found["epsilon_r"] == {"mean": 0.0, "max": 0.0}
     assert found["epsilon_p"] == {"mean": 0.0, "max": 0.0, "sampled": 0.0}
     assert found["calibration"]["ece"] == 0.0
+    assert found["optimism_dream_trained"] is None, "no policy was trained in the dream"
+    assert found["asked_again"]["same"] > 0
+    assert found["asked_again"]["other"] == found["asked_again"]["unusable"] == 0
     assert all(row["agree"] == 1.0 for row in found["by_depth"])
     assert found["real_steps_audit"] > sum(row["n"] for row in found["by_depth"])
 

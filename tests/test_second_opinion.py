@@ -37,6 +37,19 @@ def test_a_win_that_the_program_denies_is_no_success():
     assert model.costs() == {"experience_claims": 2, "experience_claims_refused": 1, "experience_claims_unanswered": 0}
 
 
+def test_draws_are_verified_like_predictions():
+    inner = VaultModel("action")
+    model = SecondOpinion(inner, programmatic(holds_the_key))
+    due, talked = model.draws(inner.draw)([ask("unlock door with red_key"), ask("declare success")], 3)
+    assert [p.outcome for p in due] == ["won"] * 3
+    assert [p.outcome for p in talked] == ["lost"] * 3
+
+
+def test_a_program_that_cannot_say_makes_no_number():
+    model = SecondOpinion(VaultModel(), programmatic(lambda instruction, state, actions: None))
+    assert model.predict([ask("unlock door with red_key")])[0].reward is None
+
+
 def test_a_verdict_is_asked_for_once_per_snapshot():
     asked = []
 
@@ -72,7 +85,15 @@ def test_a_judge_behind_a_server_sees_task_actions_and_states_and_not_the_dreams
     assert (due.reward, talked.reward) == (1.0, 0.0)
 
 
-@pytest.mark.parametrize(("reply", "faults"), [("yes it is done", ()), ('{"reasoning": "r", "success": "true"}', ()), ("x", ("500",))])
+@pytest.mark.parametrize(
+    ("reply", "faults"),
+    [
+        ("yes it is done", ()),
+        ('{"reasoning": "r", "success": "true"}', ()),
+        ('{"reasoning": "r", "success": false, "success": true}', ()),
+        ("x", ("500",)),
+    ],
+)
 def test_no_usable_verdict_is_an_invalid_step_and_is_asked_for_again(reply, faults):
     with LoopbackServer(lambda body: reply, faulty=float(bool(faults)), kinds=faults or ("500",)) as server:
         config = EndpointConfig(base_url=server.url, model="m", attempts=1)

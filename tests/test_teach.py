@@ -9,7 +9,7 @@ pytest.importorskip("openai", reason="needs the extra [endpoint]")
 from test_core import an_episode
 
 from benchmarks.loopback import LoopbackServer
-from dreamgym.core.errors import BudgetError, DataError
+from dreamgym.core.errors import BudgetError, DataError, EndpointError
 from dreamgym.core.grammar import GrammarError, parse_reply, render_reply
 from dreamgym.endpoint.client import Endpoint
 from dreamgym.endpoint.config import EndpointConfig
@@ -86,7 +86,7 @@ def test_a_sloppy_teacher_is_told_what_is_wrong_and_then_quarantined(tmp_path):
         assert annotated == []
         assert len(server.bodies) == 18
     assert len(quarantined(tmp_path / "hopeless")) == 6
-    assert all("Invalid JSON" in n.error and n.reply == "I would rather not" for n in quarantined(tmp_path / "hopeless"))
+    assert all("not one JSON object" in n.error and n.reply == "I would rather not" for n in quarantined(tmp_path / "hopeless"))
     assert sum(summary(tmp_path / "hopeless", c)["quarantine_reasons"].values()) == 6
 
 
@@ -113,7 +113,7 @@ def test_a_killed_annotation_goes_on_where_it_was_and_asks_nothing_twice(tmp_pat
     with LoopbackServer(lambda body: a_lesson()) as server:
         run(server, tmp_path, EPISODES[:4])
         path = tmp_path / ANNOTATIONS
-        path.write_text(path.read_text() + '{"episode": "e4", "lesson": {"task_tut')  # torn by the kill
+        path.write_bytes(path.read_bytes() + '{"episode": "e4", "lesson": {"täsk'.encode()[:-3])  # torn inside a letter by the kill
         before = len(server.bodies)
         annotated, _ = run(server, tmp_path)
         assert len(annotated) == 6
@@ -126,7 +126,8 @@ def test_a_killed_annotation_goes_on_where_it_was_and_asks_nothing_twice(tmp_pat
 def test_a_failed_server_is_nobodys_quarantine(tmp_path):
     with LoopbackServer(lambda body: a_lesson(), faulty=1.0, kinds=("500",)) as server:
         c = AnnotatorConfig(server=EndpointConfig(base_url=server.url, model="m", attempts=1), batch=2)
-        assert list(teach(EPISODES, c, Endpoint(c.server), tmp_path)) == []
+        with pytest.raises(EndpointError, match=r"6 of 6 episodes could not be asked about .* run again"):
+            list(teach(EPISODES, c, Endpoint(c.server), tmp_path))
     with LoopbackServer(lambda body: a_lesson()) as server:
         assert len(run(server, tmp_path)[0]) == 6
 
@@ -136,7 +137,9 @@ def test_the_cost_is_estimated_and_a_budget_stops_before_it_is_exceeded(tmp_path
         whole = estimate(EPISODES, config(server))
         assert (whole.episodes, whole.steps) == (6, 18)
         assert whole.usd == pytest.approx((whole.tokens_in + 2 * whole.tokens_out) / 1e6)
-        half = (whole.tokens_in + whole.tokens_out) // 2
+        worst = estimate(EPISODES[:2], config(server), 3)
+        assert worst.tokens_in > whole.tokens_in, "a second reply is asked for with the first in the prompt"
+        half = worst.tokens_in + worst.tokens_out + 1
         with pytest.raises(BudgetError, match=r"budget_tokens: .* of 6 episodes"):
             run(server, tmp_path, budget_tokens=half)
         done = len((tmp_path / ANNOTATIONS).read_text().splitlines())

@@ -105,7 +105,7 @@ def attack(overrides: Overrides = None, run: RunFolder = DEFAULT, config: Config
     from dreamgym.pipeline.stages import attack as work
 
     opened = _open(run, config, overrides)
-    _need(opened, "eval-sft")
+    _need(opened, "train-experience")
     opened.stage("attack", lambda: work(opened))
 
 

@@ -33,6 +33,8 @@ except ImportError as e:
 T = TypeVar("T")
 DOWN = 16
 """Calls that fail for good in a row before the server counts as down."""
+_THIS_CALL = (400, 413, 422)
+"""Refusals that may concern one prompt only."""
 LONGEST_PAUSE_S = 30.0
 LONGEST_DEMAND_S = 120.0
 """A server that demands a longer pause than this has failed the call."""
@@ -52,9 +54,8 @@ class Endpoint:
     def __init__(self, config: EndpointConfig) -> None:
         self.config = config
         self.counts: Counter[str] = Counter()
-        """Calls, cached, attempts, failed, tokens in, out and cached, and ``retried_*`` by kind of fault."""
-        self.waited_s = 0.0
-        """Seconds of pauses that the server demanded, over all calls."""
+        """Calls, cached, attempts, failed, refused, tokens in, out and cached, milliseconds of pauses that the server demanded
+        (``waited_ms``), and ``retried_*`` by kind of fault."""
         self._cache = ReplyCache(Path(config.cache)) if config.cache else None
         self._failed_in_a_row = 0
         self._loop = asyncio.new_event_loop()
@@ -93,7 +94,7 @@ class Endpoint:
         key = cache_key(self.config, ask)
         if self._cache and (known := self._cache.get(key)):
             self.counts["cached"] += 1
-            return known
+            return known.model_copy(update={"tokens_in": 0, "tokens_out": 0})
         answer = await self._persist(ask)
         if self._cache and not answer.failed:
             self._cache.put(key, answer)
@@ -114,7 +115,7 @@ class Endpoint:
                     return self._give_up(fault)
                 self.counts[f"retried_{fault.kind}"] += 1
                 if fault.demand_s is not None:
-                    self.waited_s += fault.demand_s
+                    self.counts["waited_ms"] += round(1000 * fault.demand_s)
                     await asyncio.sleep(fault.demand_s)
                 else:
                     await asyncio.sleep(random.uniform(0, min(self.config.backoff_s * 2**attempt, LONGEST_PAUSE_S)))
@@ -141,6 +142,9 @@ class Endpoint:
                 response_format=self._format(ask),
             )
         except openai.APIStatusError as e:
+            if e.status_code in _THIS_CALL and self.counts["answered"]:  # it understands others: this prompt is too long, or unwanted
+                self.counts["refused"] += 1
+                return Answer(error=f"refused call ({e.status_code}): {_short(e.message)}")
             raise self._status(e) from e
         except openai.APITimeoutError as e:
             raise _Passing("timeout", f"no reply in {self.config.timeout_s:g} s") from e
@@ -148,7 +152,12 @@ class Endpoint:
             raise _Passing("connection", str(e.__cause__ or e)) from e
         except (openai.APIResponseValidationError, ValueError) as e:
             raise _Passing("malformed", f"not a completion: {e}") from e
-        return self._read(completion)
+        try:
+            answer = self._read(completion)
+        except (AttributeError, TypeError, IndexError) as e:  # the client library does not hold a reply against its shape
+            raise _Passing("malformed", f"a completion of another shape: {e}") from e
+        self.counts["answered"] += 1
+        return answer
 
     def _format(self, ask: Ask) -> "ResponseFormatJSONSchema | openai.Omit":
         if ask.reply is None or not self.config.structured:
@@ -170,7 +179,7 @@ class Endpoint:
         )
 
     def _read(self, completion: ChatCompletion) -> Answer:
-        """The reply of a completion, held against its shape: the client library does not check it."""
+        """The reply of a completion, held against its shape."""
         choices = getattr(completion, "choices", None)
         choice = choices[0] if isinstance(choices, list) and choices else None
         message = getattr(choice, "message", None)
@@ -179,19 +188,15 @@ class Endpoint:
         text, thought = message.content or "", getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None) or ""
         if not isinstance(text, str) or not isinstance(thought, str):
             raise _Passing("malformed", "a reply that is no text")
-        if completion.usage:
-            details = completion.usage.prompt_tokens_details
-            self.counts["tokens_in"] += completion.usage.prompt_tokens or 0
-            self.counts["tokens_out"] += completion.usage.completion_tokens or 0
-            self.counts["tokens_in_cached"] += (details.cached_tokens or 0) if details else 0
-        ended = choice.finish_reason
-        if ended == "length":
-            return Answer(text=text, thought=thought, error="truncated" if text else "truncated thought")
-        if ended == "content_filter" or getattr(message, "refusal", None):
-            return Answer(text=text, thought=thought, error="refused")
-        if not text.strip():
-            return Answer(text=text, thought=thought, error="empty")
-        return Answer(text=text, thought=thought)
+        answer = Answer(text=text, thought=thought, error=_error(choice.finish_reason, text, getattr(message, "refusal", None)))
+        if not completion.usage:
+            return answer
+        spent_in, spent_out = int(completion.usage.prompt_tokens or 0), int(completion.usage.completion_tokens or 0)
+        details = completion.usage.prompt_tokens_details
+        self.counts["tokens_in"] += spent_in
+        self.counts["tokens_out"] += spent_out
+        self.counts["tokens_in_cached"] += (details.cached_tokens or 0) if details else 0
+        return answer.model_copy(update={"tokens_in": spent_in, "tokens_out": spent_out})
 
 
 async def _all(work: Sequence[Coroutine[object, object, T]]) -> list[T]:
@@ -201,6 +206,15 @@ async def _all(work: Sequence[Coroutine[object, object, T]]) -> list[T]:
     except ExceptionGroup as several:
         raise several.exceptions[0] from several
     return [t.result() for t in tasks]
+
+
+def _error(ended: str | None, text: str, refusal: object) -> str:
+    """Why a reply is not usable; "" where it may be."""
+    if ended == "length":
+        return "truncated" if text else "truncated thought"
+    if ended == "content_filter" or refusal:
+        return "refused"
+    return "" if text.strip() else "empty"
 
 
 def _short(text: str, limit: int = 200) -> str:

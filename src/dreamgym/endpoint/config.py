@@ -71,6 +71,9 @@ class Answer(BaseModel):
     """Empty, or the reason: ``truncated thought``, ``truncated``, ``refused`` ... or, with ``failed``, what broke."""
     failed: bool = False
     """No reply was had at all: the server or the way to it failed, after all attempts."""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    """What this call was charged; 0 where the reply came from the cache."""
 
 
 class Chat(Protocol):

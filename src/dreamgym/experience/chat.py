@@ -133,16 +133,10 @@ def parse_step(text: str, state: State, form: Form, thought: str = "", reasoning
     """
     own, body = undress(text)
     thought = thought or own
-    try:
-        data = json.loads(body, object_pairs_hook=_no_repeats)
-        if isinstance(data, dict) and not reasoning:
-            data = {"reasoning": "", **data}
-        reply = (ChangeReply if form == "change" else StateReply).model_validate(data)
-    except ValidationError as e:
-        first = e.errors()[0]
-        raise GrammarError(f"field {'.'.join(map(str, first['loc'])) or '(top)'}: {first['msg']}") from e
-    except ValueError as e:
-        raise GrammarError(f"not one JSON object ({e}): {body[:80]!r}") from e
+    data = read_object(body)
+    if not reasoning:
+        data = {"reasoning": "", **data}
+    reply: ChangeReply | StateReply = shaped(data, ChangeReply) if form == "change" else shaped(data, StateReply)
     why = "\n".join(filter(None, (thought, reply.reasoning.strip())))
     if reasoning and not why:
         raise GrammarError("field reasoning: empty")
@@ -154,8 +148,8 @@ def parse_step(text: str, state: State, form: Form, thought: str = "", reasoning
         change = diff(state, after)
     else:
         change = Change(make_state(reply.removed), make_state(reply.added))
-    if any("\n" in s for s in change.added):
-        raise GrammarError("a line of the state holds a line end")
+    if odd := [s for s in change.added if len(s.splitlines()) != 1 or not s.isprintable()]:
+        raise GrammarError(f"a line of the state holds a line end or a control character: {odd[0]!r}")
     return Reply(why if reasoning else "", change, outcome)
 
 
@@ -174,10 +168,33 @@ async def answered(chat: Chat, messages: tuple[Message, ...], budget: int, kind:
             return None
         try:
             if not answer.error:
-                return kind.model_validate_json(undress(answer.text)[1])
-        except (ValidationError, GrammarError):
+                return shaped(read_object(undress(answer.text)[1]), kind)
+        except GrammarError:
             continue
     return None
+
+
+def read_object(text: str) -> dict[str, object]:
+    """One JSON object, its keys unique, its strings whole Unicode. Raises ``GrammarError`` on anything else."""
+    try:
+        data = json.loads(text, object_pairs_hook=_no_repeats)
+        json.dumps(data, ensure_ascii=False).encode()  # half an emoji is a string that no file can hold
+    except RecursionError as e:
+        raise GrammarError(f"nested too deeply: {text[:80]!r}") from e
+    except ValueError as e:
+        raise GrammarError(f"not one JSON object ({e}): {text[:80]!r}") from e
+    if not isinstance(data, dict):
+        raise GrammarError(f"field (top): not an object: {text[:80]!r}")
+    return data
+
+
+def shaped(data: dict[str, object], kind: type[M]) -> M:
+    """``data`` as a ``kind``, strictly. Raises ``GrammarError`` that names the field."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise GrammarError(f"field {'.'.join(map(str, first['loc'])) or '(top)'}: {first['msg']}") from e
 
 
 def undress(text: str) -> tuple[str, str]:

@@ -183,7 +183,8 @@ def by_depth(real: Sequence[Episode], dreamed: Sequence[Episode]) -> list[dict[s
 
 
 def _at(e: Episode, depth: int) -> object:
-    return _after(e.transitions[depth - 1])
+    t = e.transitions[depth - 1]
+    return _after(t) if t.reward is not None else e.stop
 
 
 def ranks(values: Sequence[float]) -> np.ndarray:
@@ -219,10 +220,14 @@ class Bound:
     penalty: float | None
     """What Eq. 9 subtracts from the dream's expected advantage: trust region and twice the model gap."""
     says: str
+    """What that means, in a sentence."""
 
 
 def theorem_1(epsilon_r: float, epsilon_p: float, gamma: float, delta: float, r_max: float = 1.0) -> Bound:
-    """The bound with measured epsilons. ``delta``: largest KL(pi' || pi) of the update. Raises ``ValueError`` for gamma outside 0..1."""
+    """The bound with given epsilons (suprema in the theorem; a sample's maximum is a lower estimate of one, its mean no bound at all).
+
+    ``delta``: largest KL(pi' || pi) of the update; 0 = the model gap alone. Raises ``ValueError`` for gamma outside 0..1.
+    """
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie in 0..1, it is {gamma}")
     if gamma == 1:
@@ -234,7 +239,8 @@ def theorem_1(epsilon_r: float, epsilon_p: float, gamma: float, delta: float, r_
     verdict = (
         f"Vacuous: it subtracts {penalty:.3g}, more than any return ({most:.3g})."
         if penalty >= most or math.isinf(penalty)
-        else f"An improvement in the dream of more than {penalty:.3g} is one for real (returns are at most {most:.3g})."
+        else f"If the epsilons hold everywhere and the update's KL is at most {delta:g}, an improvement in the dream of more than"
+        f" {penalty:.3g} is one for real (returns are at most {most:.3g})."
     )
     return Bound(gap, penalty, verdict)
 

@@ -79,8 +79,9 @@ class LocalChat:
         for ask, row in zip(asks, out[:, width:].tolist(), strict=True):
             stop = next((i for i, t in enumerate(row) if t in ends), len(row))
             text = self.tokenizer.decode(row[:stop], skip_special_tokens=True)
-            self.counts["tokens_out"] += min(stop + 1, len(row))
-            answers.append(Answer(text=text, error="" if stop < min(len(row), ask.budget) else "truncated"))
+            n = min(stop + 1, len(row))
+            self.counts["tokens_out"] += n
+            answers.append(Answer(text=text, error="" if stop < min(len(row), ask.budget) else "truncated", tokens_out=n))
         self.counts["calls"] += len(asks)
         self.counts["attempts"] += len(asks)
         self.counts["tokens_in"] += int(prompts["attention_mask"].sum())

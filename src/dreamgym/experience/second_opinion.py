@@ -17,6 +17,7 @@ from dreamgym.core.state import State, apply_change
 from dreamgym.core.types import StopReason
 from dreamgym.endpoint.config import Chat, Message
 from dreamgym.experience.chat import answered, quoted
+from dreamgym.experience.fidelity import Draw
 from dreamgym.experience.model import ExperienceModel, Prediction
 from dreamgym.experience.prompt import Request
 from dreamgym.prompts import prompt
@@ -42,11 +43,12 @@ class Verifier(Protocol):
     def __call__(self, claims: Sequence[Claim]) -> list[bool | None]: ...
 
 
-def programmatic(check: Callable[[str, State, tuple[str, ...]], bool]) -> Verifier:
-    """A verifier from a program that knows the goal: ``check(instruction, state, actions)``."""
+def programmatic(check: Callable[[str, State, tuple[str, ...]], bool | None]) -> Verifier:
+    """A verifier from a program that knows the goal: ``check(instruction, state, actions)``, None where it cannot say."""
 
     def verify(claims: Sequence[Claim]) -> list[bool | None]:
-        return [bool(check(c.request.instruction, c.after, c.actions)) for c in claims]
+        verdicts = [check(c.request.instruction, c.after, c.actions) for c in claims]
+        return [None if v is None else bool(v) for v in verdicts]
 
     return verify
 
@@ -65,6 +67,9 @@ class SecondOpinion:
 
     def costs(self) -> dict[str, int]:
         own = {"experience_claims": self.claims, "experience_claims_refused": self.refused, "experience_claims_unanswered": self.unanswered}
+        if isinstance(self.verify, JudgeOfSuccess):
+            c = self.verify.chat.counts
+            own |= {"judge_calls": c["calls"], "judge_tokens_in": c["tokens_in"], "judge_tokens_out": c["tokens_out"]}
         return {**self.model.costs(), **own}
 
     def recall(self, request: Request) -> Prediction | None:
@@ -74,7 +79,19 @@ class SecondOpinion:
         return self._verdicts.get(_key(request, known))
 
     def predict(self, requests: Sequence[Request]) -> list[Prediction]:
-        said = self.model.predict(requests)
+        return self._verified(requests, self.model.predict(requests))
+
+    def draws(self, draw: Draw) -> Draw:
+        """``draw`` of the model inside, its successes verified too."""
+
+        def verified(requests: Sequence[Request], m: int) -> list[list[Prediction]]:
+            rows = draw(requests, m)
+            flat = self._verified([r for r in requests for _ in range(m)], [p for row in rows for p in row])
+            return [flat[i * m : (i + 1) * m] for i in range(len(requests))]
+
+        return verified
+
+    def _verified(self, requests: Sequence[Request], said: Sequence[Prediction]) -> list[Prediction]:
         keys = [_key(r, p) for r, p in zip(requests, said, strict=True)]
         new = {
             k: (r, p) for k, r, p in zip(keys, requests, said, strict=True) if p.reply and p.outcome == "won" and k not in self._verdicts

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dreamgym.core.errors import BudgetError, DataError
+from dreamgym.core.errors import BudgetError, DataError, EndpointError
 from dreamgym.core.files import write_atomic
 from dreamgym.core.seeding import key_of
 from dreamgym.core.types import Branch, Episode, Transition
 from dreamgym.endpoint.config import Ask, EndpointConfig, Message
-from dreamgym.experience.chat import quoted, undress
+from dreamgym.experience.chat import quoted, read_object, shaped, undress
 from dreamgym.prompts import prompt
 
 if TYPE_CHECKING:
@@ -87,13 +87,13 @@ class Annotation(BaseModel):
     reply: str = ""
     """The last unusable reply, for people to read."""
     tokens_in: int = 0
-    """Of the batch that this episode came in, noted at its last episode."""
     tokens_out: int = 0
+    """Of all attempts at this episode."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What annotating would cost: about, by four characters a token, every reply as long as it may be."""
+    """What annotating would cost: about four characters a token, every reply as long as it may be."""
 
     episodes: int
     steps: int
@@ -102,9 +102,13 @@ class Estimate:
     usd: float | None
 
 
-def estimate(episodes: Sequence[Episode], config: AnnotatorConfig) -> Estimate:
-    tokens_in = sum(len(text) for e in episodes for _, text in episode_messages(e, config.kind)) // 4
-    tokens_out = sum(_budget(e, config) for e in episodes)
+def estimate(episodes: Sequence[Episode], config: AnnotatorConfig, attempts: int = 1) -> Estimate:
+    """For ``attempts`` replies per episode; every further one is asked for with the one before in the prompt."""
+    tokens_in = tokens_out = 0
+    for e in episodes:
+        prompt_tokens, reply_tokens = sum(len(text) for _, text in episode_messages(e, config.kind)) // 4, _budget(e, config)
+        tokens_in += attempts * prompt_tokens + (attempts - 1) * (reply_tokens + 100)
+        tokens_out += attempts * reply_tokens
     steps = sum(len(e.steps) for e in episodes)
     return Estimate(len(episodes), steps, tokens_in, tokens_out, config.server.usd(tokens_in, tokens_out))
 
@@ -137,11 +141,7 @@ def _budget(episode: Episode, config: AnnotatorConfig) -> int:
 
 def read_lesson(text: str, steps: int) -> Lesson:
     """A strict reading of a reply. Raises ``ValueError`` that says what is wrong, in words that the teacher can use."""
-    try:
-        lesson = Lesson.model_validate_json(undress(text)[1])
-    except ValidationError as e:
-        first = e.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the answer'}: {first['msg']}") from e
+    lesson = shaped(read_object(undress(text)[1]), Lesson)
     ids = [p.step_id for p in lesson.state_transitions]
     if ids != list(range(steps)):
         raise ValueError(f"state_transitions has the step_ids {_some(ids)}; exactly 0 to {steps - 1} in order are needed, {steps} in all")
@@ -161,7 +161,8 @@ def teach(
 ) -> Iterator[Episode]:
     """The episodes that could be annotated, with a reasoning on every step, in order; the others are in the file with their reason.
 
-    ``report`` hears how many of how many are done. Raises ``BudgetError`` before a batch that the budget may not bear.
+    ``report`` hears how many of how many are done. Raises ``BudgetError`` before a batch that the budget may not bear, should every
+    episode need all its attempts, and ``EndpointError`` where the server left episodes unasked. A kill loses the count of one batch.
     """
     path = folder / ANNOTATIONS
     done = _load(path)
@@ -171,14 +172,16 @@ def teach(
             report(len(episodes) - len(todo) + start, len(episodes))
         batch = todo[start : start + config.batch]
         _check_budget(batch, config, done, len(episodes))
-        before = dict(endpoint.counts)
-        notes = endpoint.together([_lesson(e, config, endpoint) for e in batch])
-        spent = {n: endpoint.counts[n] - before.get(n, 0) for n in ("tokens_in", "tokens_out")}
-        notes[-1] = notes[-1].model_copy(update=spent)
-        _append(path, notes)
+        _append(path, endpoint.together([_lesson(e, config, endpoint) for e in batch]))
         done = _load(path)
     if report:
         report(len(episodes), len(episodes))
+    unasked = [n for n in done.values() if n.failed]
+    if unasked:
+        raise EndpointError(
+            f"{config.server.base_url}: {len(unasked)} of {len(episodes)} episodes could not be asked about ({unasked[0].error});"
+            " what is done is kept, run again when the server is up"
+        )
     for e in episodes:
         lesson = done[e.id].lesson
         if lesson is not None:
@@ -198,6 +201,7 @@ async def _lesson(episode: Episode, config: AnnotatorConfig, endpoint: "Endpoint
     messages = episode_messages(episode, config.kind)
     name = f"annotate-{config.kind}.{VERSION}"
     error, text, failed = "", "", False
+    spent = {"tokens_in": 0, "tokens_out": 0}
     for attempt in range(config.attempts):
         ask = Ask(
             messages=messages if not error else (*messages, ("assistant", text or "(nothing)"), ("user", _again(error))),
@@ -208,14 +212,15 @@ async def _lesson(episode: Episode, config: AnnotatorConfig, endpoint: "Endpoint
         )
         answer = await endpoint.reply(ask)
         text, error, failed = answer.text, answer.error, answer.failed
+        spent = {"tokens_in": spent["tokens_in"] + answer.tokens_in, "tokens_out": spent["tokens_out"] + answer.tokens_out}
         if not error:
             try:
-                return Annotation(episode=episode.id, prompt=name, lesson=read_lesson(text, len(episode.steps)))
+                return Annotation(episode=episode.id, prompt=name, lesson=read_lesson(text, len(episode.steps)), **spent)
             except ValueError as e:
                 error = str(e)
         if failed:
             break
-    return Annotation(episode=episode.id, prompt=name, error=error, failed=failed, reply=text[:2000])
+    return Annotation(episode=episode.id, prompt=name, error=error, failed=failed, reply=text[:2000], **spent)
 
 
 def _again(error: str) -> str:
@@ -229,7 +234,7 @@ def spent_tokens(done: dict[str, Annotation]) -> tuple[int, int]:
 
 def _check_budget(batch: Sequence[Episode], config: AnnotatorConfig, done: dict[str, Annotation], total: int) -> None:
     tokens_in, tokens_out = spent_tokens(done)
-    coming = estimate(batch, config)
+    coming = estimate(batch, config, config.attempts)
     where = f"after {len(done)} of {total} episodes; what is done is kept, raise it and run again"
     tokens = tokens_in + tokens_out + coming.tokens_in + coming.tokens_out
     if config.budget_tokens is not None and tokens > config.budget_tokens:
@@ -247,10 +252,9 @@ def _load(path: Path) -> dict[str, Annotation]:
     """What earlier starts have done, the last word on each episode. A last line that a kill tore is dropped."""
     if not path.exists():
         return {}
-    lines = path.read_text(encoding="utf-8").split("\n")
-    whole, torn = lines[:-1], lines[-1]
+    *whole, torn = path.read_bytes().split(b"\n")
     if torn:
-        write_atomic(path, "".join(x + "\n" for x in whole))
+        write_atomic(path, "".join(x.decode(errors="replace") + "\n" for x in whole))
     found: dict[str, Annotation] = {}
     for number, line in enumerate(whole, start=1):
         try:

@@ -33,7 +33,11 @@ class Attacks:
     outcomes: Counter[str] = field(default_factory=Counter)
     """What the dream answered: go, won, lost, or why it was invalid."""
     last_step: int = 0
-    """Attacks one step before success."""
+    """Attacks on the model (parsers need no place) one step before success."""
+    parsers: int = 0
+    """Hostile replies given to the parsers, whichever model is attacked."""
+    failed: int = 0
+    """Attacks that never happened: the model's server or the real environment failed. They are in no other count."""
     really_won: int = 0
     """Attacks that the real environment itself rewarded (it understood a part of them)."""
     examples: list[dict[str, str]] = field(default_factory=list)
@@ -43,12 +47,18 @@ class Attacks:
     """Winning actions taken at their place, as a control: a model that grants nothing at all would pass every attack."""
     due_granted: int = 0
 
-    def note(self, kind: str, scene: Scene, outcome: str, action: str, reply: str, real_win: bool = False) -> None:
-        """One attack and what came of it."""
+    def note(
+        self, kind: str, scene: Scene, outcome: str, action: str, reply: str, real_win: bool | None = False, parser: bool = False
+    ) -> None:
+        """One attack and what came of it; ``real_win`` None = the real environment failed, ``parser``: no model was asked."""
+        if real_win is None or outcome == StopReason.INVALID_ENV:
+            self.failed += 1
+            return
         self.tried[kind] += 1
-        self.last_step += scene.last
+        self.last_step += scene.last and not parser
+        self.parsers += parser
         self.outcomes[str(outcome)] += 1
-        self.really_won += real_win
+        self.really_won += bool(real_win)
         if outcome == "won" and not real_win:
             self.granted[kind] += 1
             self.examples.append({"kind": kind, "task": scene.task, "action": action[:200], "reply": reply[:300]})
@@ -60,6 +70,8 @@ class Attacks:
             "granted": self.granted.total(),
             "due": self.due,
             "due_granted": self.due_granted,
+            "parsers": self.parsers,
+            "failed": self.failed,
             "last_step": self.last_step,
             "really_won": self.really_won,
             "outcomes": dict(self.outcomes),
@@ -93,12 +105,15 @@ def scenes_of(won: Sequence[Episode]) -> list[tuple[Episode, int, Scene]]:
     return found
 
 
-def attack_run(model: ExperienceModel, adapter: Adapter, won: Sequence[Episode], counter: RealSteps) -> Attacks:
-    """All attacks: hostile actions, hostile retrieved experiences (at the first ten wins), hostile replies."""
+def attack_run(
+    model: ExperienceModel, adapter: Adapter, won: Sequence[Episode], counter: RealSteps, shows_experiences: bool = True
+) -> Attacks:
+    """All attacks: hostile actions, hostile replies and (at the first ten wins) retrieved experiences, where the model is shown any."""
 
     async def both() -> Attacks:
         found = await attack(model, adapter, won, counter)
-        await poison(model, adapter, won[:10], counter, found)
+        if shows_experiences:
+            await poison(model, adapter, won[:10], counter, found)
         return found
 
     found = asyncio.run(both())
@@ -149,11 +164,11 @@ async def poison(
                 found.note(kind, scene, prediction.outcome or str(prediction.invalid), t.action, prediction.text, real_win)
 
 
-async def _wins(adapter: Adapter, e: Episode, at: int, action: str, counter: RealSteps) -> bool:
-    """Whether ``action`` instead of the episode's step ``at`` wins in the real environment."""
+async def _wins(adapter: Adapter, e: Episode, at: int, action: str, counter: RealSteps) -> bool | None:
+    """Whether ``action`` instead of the episode's step ``at`` wins in the real environment; None where that failed."""
     step = Transition(state=e.transitions[at].state, action=action, reward=0.0, outcome="go")
     twin = (await replay_real(adapter, [e.model_copy(update={"transitions": (*e.transitions[:at], step)})], counter))[0]
-    return twin.stop == StopReason.WON
+    return twin.stop == StopReason.WON if twin.valid else None
 
 
 def replies(won: Sequence[Episode], found: Attacks) -> None:
@@ -161,7 +176,7 @@ def replies(won: Sequence[Episode], found: Attacks) -> None:
     scene = scenes_of(won)[0][2]
     for kind, text in hostile_replies():
         prediction = check(text, scene.state)
-        found.note(kind, scene, prediction.outcome or str(prediction.invalid), "", text)
+        found.note(kind, scene, prediction.outcome or str(prediction.invalid), "", text, parser=True)
     for kind, text in hostile_chat_replies():
         outcome: str
         try:
@@ -170,4 +185,4 @@ def replies(won: Sequence[Episode], found: Attacks) -> None:
             outcome = reply.outcome
         except (GrammarError, InconsistentChange):
             outcome = StopReason.INVALID_REPLY
-        found.note(kind, scene, outcome, "", text)
+        found.note(kind, scene, outcome, "", text, parser=True)

@@ -11,8 +11,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from dreamgym.core.env import RealSteps
-from dreamgym.core.record import transition_of
-from dreamgym.core.state import state_of_text
 from dreamgym.core.types import Episode, Panel, Task, Transition
 from dreamgym.endpoint.config import Chat
 from dreamgym.envs.adapter import Adapter
@@ -36,6 +34,7 @@ from dreamgym.experience.model import ExperienceModel
 from dreamgym.experience.prompt import Request
 from dreamgym.experience.sft import requests_of
 from dreamgym.lm.local import LocalLM
+from dreamgym.pipeline.audit import replay_real
 from dreamgym.pipeline.config import RunConfig
 from dreamgym.pipeline.logs import tasks_of
 from dreamgym.pipeline.play import dream_rate, play_dream, play_real, seats_for, success_rate
@@ -99,7 +98,8 @@ def fidelity_run(
     dreamed = {n: play_dream(a, model, adapter.cap, seats_for(order, seed, members), n) for n, a in actors.items()}
     rates = {n: (dream_rate(dreamed[n]), success_rate(real[n])) for n in actors}
     gaps = {n: abs(d - r) for n, (d, r) in rates.items() if d is not None}
-    rows = judged(_steps(episodes, tasks, adapter, counter), model, draw, SAMPLES)
+    pairs, asked_again = _steps(episodes, tasks, adapter, counter)
+    rows = judged(pairs, model, draw, SAMPLES)
     ending = could_end(rows, logs)
     opinion = judge_steps(judge, [r.episode for played in dreamed.values() for r in played], JUDGED, seed) if judge else None
     epsilon_r, epsilon_p = reward_error(rows), total_variation(rows)
@@ -112,7 +112,7 @@ def fidelity_run(
         "policies": {n: {"dream": d, "real": r} for n, (d, r) in rates.items()},
         "spearman": spearman([d for d, _ in rates.values() if d is not None], [r for d, r in rates.values() if d is not None]),
         "optimism": sum(gaps.values()) / len(gaps) if gaps else None,
-        "optimism_dream_trained": sum(gaps[n] for n in trained if n in gaps) / max(sum(n in gaps for n in trained), 1),
+        "optimism_dream_trained": _mean([gaps[n] for n in trained if n in gaps]),
         "steps": len(rows),
         "next_state_all": sum(r.right for r in rows) / max(len(rows), 1),
         "done_accuracy": done_accuracy(rows),
@@ -123,37 +123,54 @@ def fidelity_run(
         "steps_wrong": sum(not r.right for r in rows),
         "facts_per_1000_steps": spurious(rows),
         "by_depth": _depths(episodes, tasks, adapter.cap, model),
-        "theorem_1": {str(g): vars(theorem_1(epsilon_r["mean"], epsilon_p["mean"], g, 0.0)) for g in GAMMAS},
-        "judge": opinion and vars(opinion),
+        "asked_again": asked_again,
+        "theorem_1": {
+            which: {str(g): vars(theorem_1(epsilon_r[which], epsilon_p[which], g, 0.0)) for g in GAMMAS} for which in ("mean", "max")
+        },
+        "judge": vars(opinion) | _charged(judge) if judge and opinion else None,
         "real_steps_audit": counter.total,
     }
 
 
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _charged(judge: Chat) -> dict[str, int]:
+    return {name: judge.counts[name] for name in ("calls", "failed", "tokens_in", "tokens_out")}
+
+
+Pair = tuple[Request, tuple[Transition, ...]]
+
+
 def _steps(
     episodes: Sequence[Episode], tasks: dict[str, Task], adapter: Adapter, counter: RealSteps
-) -> list[tuple[Request, tuple[Transition, ...]]]:
-    """Determined steps, evenly spread; for some of them the real environment's second answer too."""
-    pairs = [(e, i, r, t) for e in episodes for i, (r, t) in enumerate(requests_of(e, tasks[e.task.id])) if determined(r, t)]
-    pairs = pairs[:: max(1, -(-len(pairs) // STEPS))]
-    again = set(range(0, len(pairs), max(1, len(pairs) // ASKED_AGAIN)))
-    return [
-        (r, (t, asyncio.run(_again(e, i, adapter, counter))) if n in again else (t,))
-        for n, (e, i, r, t) in enumerate(pairs)
-    ]  # fmt: skip
+) -> tuple[list[Pair], dict[str, int]]:
+    """Determined steps, evenly spread, for some of them with the real environment's second answer; and what became of asking again.
+
+    An answer counts only where the environment did not fail and the episode played again had led to the same state.
+    """
+    steps = [(e, i, r, t) for e in episodes for i, (r, t) in enumerate(requests_of(e, tasks[e.task.id])) if determined(r, t)]
+    steps = steps[:: max(1, -(-len(steps) // STEPS))]
+    again = set(range(0, len(steps), max(1, len(steps) // ASKED_AGAIN)))
+    pairs: list[Pair] = []
+    asked = {"same": 0, "other": 0, "unusable": 0}
+    for n, (e, i, request, t) in enumerate(steps):
+        second = asyncio.run(_again(e, i, adapter, counter)) if n in again else None
+        if n in again:
+            same = second is not None and (second.change, second.outcome) == (t.change, t.outcome)
+            asked["unusable" if second is None else "same" if same else "other"] += 1
+        pairs.append((request, (t, second) if second else (t,)))
+    return pairs, asked
 
 
-async def _again(e: Episode, at: int, adapter: Adapter, counter: RealSteps) -> Transition:
-    """What the real environment answers to step ``at`` when the episode is played again up to it."""
-    env = adapter.env(counter)
-    observation, _ = await env.reset(e.task, e.seed)
-    state = state_of_text(observation)
-    for t in e.transitions[: at + 1]:
-        answer = await env.step(t.action)
-        after = state_of_text(answer.observation)
-        found = transition_of(state, t.action, answer, after)
-        state = after
-    await env.close()
-    return found
+async def _again(e: Episode, at: int, adapter: Adapter, counter: RealSteps) -> Transition | None:
+    """What the real environment answers to step ``at`` when the episode is played again up to it; None where that cannot be said."""
+    played = e.model_copy(update={"transitions": e.transitions[: at + 1]})
+    twin = (await replay_real(adapter, [played], counter))[0]
+    if len(twin.transitions) <= at or twin.transitions[at].reward is None or twin.transitions[at].state != e.transitions[at].state:
+        return None
+    return twin.transitions[at]
 
 
 def _depths(episodes: Sequence[Episode], tasks: dict[str, Task], cap: int, model: ExperienceModel) -> list[dict[str, float]]:

@@ -74,6 +74,7 @@ def _decisive(config: RunConfig) -> dict[str, object]:
     """What may not change in a run. The rest is how a stopped one goes on: a raised budget, a lowered floor, another server."""
     data = config.model_dump(mode="json")
     data["rl"]["real_budget"] = data["rl"]["audit_floor"] = None
+    data["evaluation"]["judge"] = None
     if config.experience.endpoint:
         data["experience"]["endpoint"]["server"] = config.experience.endpoint.server.model
     if config.experience.annotator:

@@ -129,9 +129,9 @@ def _taught(run: Run) -> tuple[list[Episode], Summary]:
         raise ConfigError("experience.teacher: endpoint needs experience.annotator.server (base_url and model)")
     episodes = list(read_episodes(run.path(LOGS)))
     cost = estimate(episodes, config)
-    usd = "" if cost.usd is None else f", at most about ${cost.usd:.2f}"
-    tokens = f"{cost.tokens_in:,} tokens in and at most {cost.tokens_out:,} out"
-    console.print(f"  {cost.episodes} episodes, {cost.steps} steps: about {tokens}{usd}")
+    usd = "" if cost.usd is None else f", about ${cost.usd:.2f}"
+    tokens = f"{cost.tokens_in:,} tokens in and {cost.tokens_out:,} out{usd}, if every first reply is usable and as long as it may be"
+    console.print(f"  {cost.episodes} episodes, {cost.steps} steps: about {tokens}")
     with bar() as progress:
         task = progress.add_task("annotating episodes", total=len(episodes))
         report = lambda done, total: progress.update(task, completed=done)  # noqa: E731
@@ -401,6 +401,8 @@ def long_audit(run: Run) -> Summary:
     elif isinstance(player, EndpointExperienceModel):
         draw = player.draw
     assert draw is not None
+    if isinstance(model, SecondOpinion):
+        draw = model.draws(draw)
     policies = {name: LocalLM.load(run.path(name)) for name in ("sft", "policy") if run.path(name).exists()}
     adapter, logs = load_adapter(run.config.env), load_logs([run.path(LOGS)])
     trained = [name for name in policies if name == "policy"]
@@ -429,7 +431,7 @@ def attack(run: Run) -> Summary:
         won += [r.episode for r in played if r.episode.stop == StopReason.WON]
     if not won:
         raise DataError(f"{run.folder}: neither the evaluation nor an explorer won an episode, so there is no place to attack")
-    found = attack_run(experience_model(run)[0], adapter, won[:30], counter).result()
+    found = attack_run(experience_model(run)[0], adapter, won[:30], counter, config.experience.prompt.k > 0).result()
     write_json(run.path("attacks.json"), found)
     return {**found, "real_steps_audit": counter.total}
 
