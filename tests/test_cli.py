@@ -57,6 +57,11 @@ def dreamgym(*words, cwd=ROOT, timeout=300):
         (["config", "rl.iterations=many"], "rl.iterations"),
         (["config", "rl"], "has no '='"),
         (["config", "base=["], "override 'base=[': the value is not YAML"),
+        (
+            ["config", "experience.pretrained.model=m", "experience.endpoint.server={base_url: u, model: m}"],
+            "either endpoint or pretrained",
+        ),
+        (["config", "experience.annotator.server={base_url: u, model: m}"], "annotator needs teacher: endpoint"),
         (["config", "evaluation.panel=train"], "evaluation.panel: Input should be 'probe', 'test' or 'unseen'"),
         (["config", "--config", "examples/own_environment.yaml", "rl.iterations=0"], None),
         (["config", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),

@@ -261,13 +261,21 @@ def test_finished_replies_are_kept_by_request_and_seed(tmp_path):
         Endpoint(config("http://127.0.0.1:9/v1", cache=str(tmp_path / "bad.sqlite")))
 
 
+def test_a_truncated_reply_is_not_kept_and_half_a_character_can_be_sent(tmp_path):
+    with LoopbackServer(lambda body: CONTINUE, faulty=1.0, kinds=("thought",)) as server:
+        endpoint = Endpoint(config(server.url, cache=str(tmp_path / "replies.sqlite")))
+        assert endpoint.ask([ask()])[0].error == "truncated thought"
+        server.faulty = 0.0
+        assert endpoint.ask([ask(quoted("half \ud83d"))])[0].error == endpoint.ask([ask()])[0].error == ""
+
+
 def test_the_meter_counts_tokens_and_money():
     with LoopbackServer(lambda body: CONTINUE) as server:
         endpoint = Endpoint(config(server.url, price_in=2.0, price_out=10.0))
         endpoint.ask([ask()])
         c = endpoint.counts
-        assert endpoint.usd() == pytest.approx((2 * c["tokens_in"] + 10 * c["tokens_out"]) / 1e6)
-        assert Endpoint(config(server.url)).usd() is None
+        assert endpoint.config.usd(c["tokens_in"], c["tokens_out"]) == pytest.approx((2 * c["tokens_in"] + 10 * c["tokens_out"]) / 1e6)
+        assert config(server.url).usd(1, 1) is None
 
 
 def test_faulty_episodes_end_valid_or_counted_and_none_is_rewarded_by_accident():

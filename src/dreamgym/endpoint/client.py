@@ -84,10 +84,6 @@ class Endpoint:
         if self._cache:
             self._cache.close()
 
-    def usd(self) -> float | None:
-        """US dollars so far; None where the prices are not given."""
-        return self.config.usd(self.counts["tokens_in"], self.counts["tokens_out"])
-
     async def reply(self, ask: Ask) -> Answer:
         """One call: from the cache, or by as many attempts as it takes and the configuration allows."""
         self.counts["calls"] += 1
@@ -96,7 +92,7 @@ class Endpoint:
             self.counts["cached"] += 1
             return known.model_copy(update={"tokens_in": 0, "tokens_out": 0})
         answer = await self._persist(ask)
-        if self._cache and not answer.failed:
+        if self._cache and not answer.error:  # a truncated or refused one may be another when the limits are
             self._cache.put(key, answer)
         return answer
 

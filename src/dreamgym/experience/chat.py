@@ -25,7 +25,7 @@ Form = Literal["change", "state"]
 """What a reply states: the lines that leave and enter (short, checked against the state), or the whole next state (the paper)."""
 
 _UNSAFE = re.compile(
-    r"[<>\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]|\[(?=/?[A-Z_]{2,}\])"
+    r"[<>\ud800-\udfff\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]|\[(?=/?[A-Z_]{2,}\])"
 )
 _ENDS: dict[str, Outcome] = {"continue": "go", "success": "won", "failure": "lost"}
 _SHOWN = {outcome: word for word, outcome in _ENDS.items()}
@@ -100,12 +100,16 @@ def step_messages(request: Request, similar: Sequence[Transition], config: Exper
         ("Task", [quoted(request.instruction)]),
         ("World sheet: facts of this world that the agent has not seen yet", _lines(request.sheet) if config.sheet else []),
         ("Earlier actions of this episode, oldest first", [quoted(a) for a in past]),
-        ("Similar experiences, most similar last", [_experience(t) for t in reversed(similar[: config.k])]),
+        ("Similar experiences, most similar last", [step_text(t, _SHOWN[t.outcome]) for t in reversed(similar[: config.k])]),
         ("Current state", _lines(request.state)),
         ("The agent's action", [quoted(request.action)]),
     ]
-    body = "\n\n".join(f"## {name}\n" + "\n".join(lines or ["(none)"]) for name, lines in sections)
-    return ("system", prompt("step.v1", reply=rules)), ("user", body)
+    return ("system", prompt("step.v1", reply=rules)), ("user", sectioned(sections))
+
+
+def sectioned(sections: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Named sections of lines that are quoted already."""
+    return "\n\n".join(f"## {name}\n" + "\n".join(lines or ["(none)"]) for name, lines in sections)
 
 
 def reply_text(t: Transition, form: Form, reasoning: bool) -> str:
@@ -115,14 +119,15 @@ def reply_text(t: Transition, form: Form, reasoning: bool) -> str:
     return json.dumps({**why, **lists, "outcome": _SHOWN[t.outcome]}, ensure_ascii=False)
 
 
-def _lines(state: State) -> list[str]:
+def _lines(state: Sequence[str]) -> list[str]:
     return [quoted(s) for s in state]
 
 
-def _experience(t: Transition) -> str:
+def step_text(t: Transition, outcome: str, head: Sequence[str] = ()) -> str:
+    """A step as one JSON object on one line: ``head`` (JSON members), state, action, change, and what the outcome is called."""
     lists = {"state": t.state, "action": t.action, "removed": t.removed, "added": t.added}
     parts = [f"{quoted(k)}: " + (quoted(v) if isinstance(v, str) else "[" + ", ".join(map(quoted, v)) + "]") for k, v in lists.items()]
-    return "{" + ", ".join([*parts, f'"outcome": "{_SHOWN[t.outcome]}"']) + "}"
+    return "{" + ", ".join([*head, *parts, f'"outcome": {quoted(outcome)}']) + "}"
 
 
 def parse_step(text: str, state: State, form: Form, thought: str = "", reasoning: bool = True) -> Reply:

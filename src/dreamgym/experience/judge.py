@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.types import Episode, Task, Transition
 from dreamgym.endpoint.config import Chat, Message
-from dreamgym.experience.chat import answered, quoted
+from dreamgym.experience.chat import answered, quoted, sectioned
 from dreamgym.prompts import prompt
 
 SAMPLES = 3
@@ -71,5 +71,4 @@ def step_to_judge(task: Task, t: Transition) -> tuple[Message, ...]:
         ("Predicted next state", list(t.next_state)),
         ("Predicted outcome", [outcome]),
     ]
-    body = "\n\n".join(f"## {name}\n" + "\n".join(map(quoted, lines) if lines else ["(none)"]) for name, lines in sections)
-    return ("system", prompt("judge-step.v1")), ("user", body)
+    return ("system", prompt("judge-step.v1")), ("user", sectioned([(name, [quoted(x) for x in lines]) for name, lines in sections]))

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dreamgym.core.state import State, apply_change
 from dreamgym.core.types import StopReason
 from dreamgym.endpoint.config import Chat, Message
-from dreamgym.experience.chat import answered, quoted
+from dreamgym.experience.chat import answered, quoted, sectioned
 from dreamgym.experience.fidelity import Draw
 from dreamgym.experience.model import ExperienceModel, Prediction
 from dreamgym.experience.prompt import Request
@@ -149,5 +149,4 @@ def claim_messages(claim: Claim) -> tuple[Message, ...]:
         ("Known state before the last action", list(claim.request.state)),
         ("Known state after it", list(claim.after)),
     ]
-    body = "\n\n".join(f"## {name}\n" + "\n".join(map(quoted, lines) if lines else ["(none)"]) for name, lines in sections)
-    return ("system", prompt("judge-success.v1")), ("user", body)
+    return ("system", prompt("judge-success.v1")), ("user", sectioned([(name, [quoted(x) for x in lines]) for name, lines in sections]))

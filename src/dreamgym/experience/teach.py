@@ -10,10 +10,11 @@ batch by batch: a run that was killed, or stopped by its budget, goes on there.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,12 +22,9 @@ from dreamgym.core.errors import BudgetError, DataError, EndpointError
 from dreamgym.core.files import write_atomic
 from dreamgym.core.seeding import key_of
 from dreamgym.core.types import Branch, Episode, Transition
-from dreamgym.endpoint.config import Ask, EndpointConfig, Message
-from dreamgym.experience.chat import quoted, read_object, shaped, undress
+from dreamgym.endpoint.config import Ask, Chat, EndpointConfig, Message
+from dreamgym.experience.chat import quoted, read_object, shaped, step_text, undress
 from dreamgym.prompts import prompt
-
-if TYPE_CHECKING:
-    from dreamgym.endpoint.client import Endpoint  # the extra [endpoint]
 
 ANNOTATIONS = "annotations.jsonl"
 VERSION = "v1"
@@ -125,14 +123,8 @@ def episode_messages(episode: Episode, kind: str) -> tuple[Message, ...]:
 
 
 def _step(number: int, t: Transition, instead_of: int | None = None) -> str:
-    fields = [f'"step_id": {number}']
-    if instead_of is not None:
-        fields.append(f'"alternative_to_step": {instead_of}')
-    for name, lines in (("state", t.state), ("removed", t.removed), ("added", t.added)):
-        fields.append(f'"{name}": [{", ".join(map(quoted, lines))}]')
-    fields.insert(-2, f'"action": {quoted(t.action)}')
-    answer = {"go": "the episode goes on", "won": "success", "lost": "failure"}[t.outcome]
-    return "{" + ", ".join([*fields, f'"outcome": "{answer}"']) + "}"
+    head = [f'"step_id": {number}'] + ([] if instead_of is None else [f'"alternative_to_step": {instead_of}'])
+    return step_text(t, {"go": "the episode goes on", "won": "success", "lost": "failure"}[t.outcome], head)
 
 
 def _budget(episode: Episode, config: AnnotatorConfig) -> int:
@@ -155,7 +147,7 @@ def _some(ids: list[int]) -> str:
 def teach(
     episodes: Sequence[Episode],
     config: AnnotatorConfig,
-    endpoint: "Endpoint",
+    endpoint: Chat,
     folder: Path,
     report: Callable[[int, int], None] | None = None,
 ) -> Iterator[Episode]:
@@ -196,7 +188,7 @@ def explained(episode: Episode, plans: Sequence[str]) -> Episode:
     return episode.model_copy(update={"transitions": tuple(steps[:n]), "branches": branches})
 
 
-async def _lesson(episode: Episode, config: AnnotatorConfig, endpoint: "Endpoint") -> Annotation:
+async def _lesson(episode: Episode, config: AnnotatorConfig, endpoint: Chat) -> Annotation:
     """Ask, and ask again with what was wrong, until a reply is usable or the attempts are spent."""
     messages = episode_messages(episode, config.kind)
     name = f"annotate-{config.kind}.{VERSION}"
@@ -286,16 +278,12 @@ def quarantined(folder: Path) -> list[Annotation]:
 
 def summary(folder: Path, config: AnnotatorConfig) -> dict[str, object]:
     """Counts, tokens and dollars of all starts."""
-    done = _load(folder / ANNOTATIONS)
+    done, without = _load(folder / ANNOTATIONS), quarantined(folder)
     tokens_in, tokens_out = spent_tokens(done)
-    reasons: dict[str, int] = {}
-    for n in done.values():
-        if n.lesson is None:
-            reasons[n.error.partition(":")[0]] = reasons.get(n.error.partition(":")[0], 0) + 1
     return {
-        "annotated": sum(n.lesson is not None for n in done.values()),
-        "quarantined": sum(n.lesson is None for n in done.values()),
-        "quarantine_reasons": reasons,
+        "annotated": len(done) - len(without),
+        "quarantined": len(without),
+        "quarantine_reasons": dict(Counter(n.error.partition(":")[0] for n in without)),
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
         "usd": config.server.usd(tokens_in, tokens_out),

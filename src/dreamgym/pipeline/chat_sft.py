@@ -8,7 +8,7 @@ experiences are dropped at random, so that the model does not lean on them. LoRA
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dreamgym.core.errors import DataError, MissingExtraError
@@ -18,21 +18,22 @@ from dreamgym.experience.chat import Form, reply_text, step_messages
 from dreamgym.experience.inprocess import chat_text
 from dreamgym.experience.prompt import ExperienceConfig, PromptBuilder
 from dreamgym.experience.sft import requests_of
+from dreamgym.lm.fit import _Progress
 from dreamgym.pipeline.config import Pretrained
+from dreamgym.pipeline.learn import Report, quiet
 from dreamgym.replay.buffer import ReplayBuffer, Retrieval
 
 try:
     import datasets
     import torch
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
     from transformers.trainer_callback import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 except ImportError as e:
     raise MissingExtraError("trl (with peft and datasets)", "sft") from e
 
-Report = Callable[[int, int, float], None]
 Conversation = list[dict[str, str]]
 
 
@@ -65,7 +66,7 @@ def train_chat(
     config: Pretrained,
     folder: Path,
     seed: int,
-    report: Report = lambda done, total, loss: None,
+    report: Report = quiet,
 ) -> int:
     """Train into ``folder`` (an adapter with LoRA, else the whole model); returns the number of conversations.
 
@@ -133,15 +134,6 @@ def _check_lengths(found: Sequence[dict[str, Conversation]], tokenizer: PreTrain
             f"experience.pretrained.max_length: {long} of {len(found)} conversations are longer than {limit} tokens, the longest has"
             f" {max(lengths)}; raise it, or show less (experience.prompt.k, history)"
         )
-
-
-class _Progress(TrainerCallback):
-    def __init__(self, report: Report) -> None:
-        self.report = report
-
-    def on_log(self, args, state, control, logs=None, **_):  # type: ignore[no-untyped-def]
-        if logs and "loss" in logs:
-            self.report(state.global_step, state.max_steps, float(logs["loss"]))
 
 
 def main() -> None:

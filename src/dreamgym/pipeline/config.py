@@ -109,6 +109,14 @@ class Experience(Section):
     """``own`` = the environment's teacher, ``generic`` = before/after difference only, ``endpoint`` = the LLM of ``annotator``."""
     annotator: AnnotatorConfig | None = None
 
+    @model_validator(mode="after")
+    def _no_idle_section(self) -> "Experience":
+        if self.endpoint and self.pretrained:
+            raise ValueError("give either endpoint or pretrained: a served model is not trained here")
+        if self.annotator and self.teacher != "endpoint":
+            raise ValueError("annotator needs teacher: endpoint")
+        return self
+
 
 class WarmStart(Section):
     """The policy's supervised start on logged successes."""

@@ -11,42 +11,32 @@ from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import ConfigError, DataError
 from dreamgym.core.files import read_episodes, read_json, write_episodes, write_json
 from dreamgym.core.types import Episode, Panel, StopReason, Task
-from dreamgym.envs.adapter import Adapter, load_adapter, load_object
+from dreamgym.envs.adapter import Adapter, load_adapter
 from dreamgym.experience.annotate import GenericTeacher, annotate
-from dreamgym.experience.endpoint import EndpointExperienceModel
-from dreamgym.experience.fidelity import local_draws
-from dreamgym.experience.model import ExperienceModel, LocalExperienceModel
-from dreamgym.experience.prompt import ExperienceConfig
-from dreamgym.experience.second_opinion import JudgeOfSuccess, SecondOpinion, Verifier, programmatic
 from dreamgym.experience.teach import ANNOTATIONS, estimate, summary, teach
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.attack import attack_run
 from dreamgym.pipeline.audit import audit_run
-from dreamgym.pipeline.config import Opinion, Optimisation, Remote, RunConfig
+from dreamgym.pipeline.config import Optimisation, RunConfig
 from dreamgym.pipeline.fidelity import fidelity_run
 from dreamgym.pipeline.grpo_run import GRPORun
 from dreamgym.pipeline.learn import train_base, train_experience, warm_start
 from dreamgym.pipeline.logs import counts, load_logs, successes, tasks_of
 from dreamgym.pipeline.play import play_real, seats_for, success_rate
-from dreamgym.pipeline.run import Run, bar, console, drop_torn_checkpoints, fit_report
+from dreamgym.pipeline.player import draws, experience_model, prompt_config, remote_costs, server
+from dreamgym.pipeline.run import LOGS, Run, bar, console, drop_torn_checkpoints, fit_report
 from dreamgym.pipeline.user_logs import read_user_logs
-from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.rl.grpo import GRPOConfig
 from dreamgym.rl.policy import Policy, Scripted
 
-LOGS, ANNOTATED = "logs.jsonl.xz", "annotated.jsonl.xz"
+ANNOTATED = "annotated.jsonl.xz"
 Summary = dict[str, object]
 
 
 def shipped(name: str) -> Path:
     """A data file that comes with the package."""
     return Path(str(resources.files("dreamgym.data").joinpath(name)))
-
-
-def prompt_config(config: RunConfig) -> ExperienceConfig:
-    p = config.experience.prompt
-    return ExperienceConfig(reasoning=p.reasoning, sheet=p.sheet, k=p.k, history=p.history, budget=p.budget)
 
 
 def fit_config(o: Optimisation, seed: int) -> FitConfig:
@@ -122,8 +112,6 @@ def annotate_logs(run: Run) -> Summary:
 
 def _taught(run: Run) -> tuple[list[Episode], Summary]:
     """Annotations of an LLM; its cost is estimated before it starts. Episodes without a usable one are left out, and counted."""
-    from dreamgym.endpoint.client import Endpoint  # the extra [endpoint]
-
     config = run.config.experience.annotator
     if config is None:
         raise ConfigError("experience.teacher: endpoint needs experience.annotator.server (base_url and model)")
@@ -135,7 +123,7 @@ def _taught(run: Run) -> tuple[list[Episode], Summary]:
     with bar() as progress:
         task = progress.add_task("annotating episodes", total=len(episodes))
         report = lambda done, total: progress.update(task, completed=done)  # noqa: E731
-        annotated = list(teach(episodes, config, Endpoint(config.server), run.folder, report))
+        annotated = list(teach(episodes, config, server(config.server), run.folder, report))
     if not annotated:
         raise DataError(f"{run.path(ANNOTATIONS)}: no episode has a usable annotation; its lines say why")
     return annotated, summary(run.folder, config)
@@ -169,8 +157,8 @@ def train_experience_model(run: Run) -> Summary:
     """Supervised fine-tuning of the local experience model (Eq. 5); nothing where a server plays the environment."""
     config = run.config
     if config.experience.endpoint:
-        server = config.experience.endpoint.server
-        return {"endpoint": server.base_url, "model": server.model, **config.experience.prompt.model_dump()}
+        played_by = config.experience.endpoint.server
+        return {"endpoint": played_by.base_url, "model": played_by.model, **config.experience.prompt.model_dump()}
     episodes = load_logs([run.path(ANNOTATED)])
     drop_torn_checkpoints(run.path("experience/checkpoints"))
     pretrained = config.experience.pretrained
@@ -226,48 +214,6 @@ def demonstrations(episodes: Sequence[Episode], limit: int | None) -> list[Episo
     return won
 
 
-def experience_model(run: Run, tasks_seen: bool = False) -> tuple[ExperienceModel, ReplayBuffer]:
-    """The experience model over a buffer seeded with the real transitions, its successes verified where the run wants that."""
-    buffer = ReplayBuffer()
-    config = prompt_config(run.config)
-    if config.k:
-        buffer.add(load_logs([run.path(LOGS)]))
-    model = _player(run, config.model_copy(update={"same_task": tasks_seen}), buffer)
-    opinion = run.config.experience.second_opinion
-    return (SecondOpinion(model, _verifier(opinion)) if opinion else model), buffer
-
-
-def _player(run: Run, config: ExperienceConfig, buffer: ReplayBuffer) -> ExperienceModel:
-    """Who plays the environment: a server, a chat model fine-tuned here, or the local model."""
-    remote, pretrained = run.config.experience.endpoint, run.config.experience.pretrained
-    if remote:
-        from dreamgym.endpoint.client import Endpoint  # the extra [endpoint]
-
-        return EndpointExperienceModel(Endpoint(remote.server), config, remote.reply, buffer.snapshot())
-    if pretrained:
-        from dreamgym.experience.inprocess import LocalChat
-
-        chat = LocalChat.load(run.path("experience"), pretrained.generation_batch)
-        return EndpointExperienceModel(chat, config, pretrained.reply, buffer.snapshot())
-    return LocalExperienceModel(LocalLM.load(run.path("experience")), config, buffer.snapshot())
-
-
-def _verifier(opinion: Opinion) -> Verifier:
-    if opinion.judge:
-        from dreamgym.endpoint.client import Endpoint  # the extra [endpoint]
-
-        return JudgeOfSuccess(Endpoint(opinion.judge))
-    check = load_object(str(opinion.verifier), "experience.second_opinion.verifier")
-    if not callable(check):
-        raise ConfigError(f"experience.second_opinion.verifier: {opinion.verifier!r} is no function")
-    return programmatic(check)
-
-
-def _inner(model: ExperienceModel) -> ExperienceModel:
-    """The experience model itself, without a second opinion."""
-    return model.model if isinstance(model, SecondOpinion) else model
-
-
 def train_policy(run: Run) -> Summary:
     """GRPO from the warm start, in the dream (0 real steps) or, as the control, in the real environment."""
     config, adapter = run.config, load_adapter(run.config.env)
@@ -300,7 +246,7 @@ def train_policy(run: Run) -> Summary:
         "rollout_s": sum(m["rollout_s"] for m in metrics),
         "update_s": sum(m["update_s"] for m in metrics),
         **spent,
-        **(_remote_costs(model, config.experience.endpoint, spent) if config.experience.endpoint else {}),
+        **(remote_costs(model, config.experience.endpoint, spent) if config.experience.endpoint else {}),
     }
 
 
@@ -320,13 +266,6 @@ def check_audit(run: Run) -> None:
             f"{run.path('audit.json')}: {figures} below rl.audit_floor {floor:g}: a policy would learn what this dream gets wrong;"
             " train the experience model on more or better logs, or lower rl.audit_floor (0 = train anyway)"
         )
-
-
-def _remote_costs(model: ExperienceModel | None, remote: Remote, spent: dict[str, float]) -> Summary:
-    """US dollars of the whole stage, and why replies were not usable (since the last start)."""
-    usd = remote.server.usd(spent.get("experience_tokens_in", 0.0), spent.get("experience_tokens_out", 0.0))
-    player = _inner(model) if model else None
-    return {"usd": usd, "unusable_replies": dict(player.reasons) if isinstance(player, EndpointExperienceModel) else {}}
 
 
 def grpo_config(config: RunConfig) -> GRPOConfig:
@@ -395,24 +334,12 @@ def audit(run: Run) -> Summary:
 def long_audit(run: Run) -> Summary:
     """What ``pipeline/fidelity.py`` measures beyond the audit, on the run's panel; its result goes to ``fidelity.json``."""
     model, buffer = experience_model(run)
-    player, draw = _inner(model), None
-    if isinstance(player, LocalExperienceModel):
-        draw = local_draws(player.lm, player.config, buffer.snapshot())
-    elif isinstance(player, EndpointExperienceModel):
-        draw = player.draw
-    assert draw is not None
-    if isinstance(model, SecondOpinion):
-        draw = model.draws(draw)
     policies = {name: LocalLM.load(run.path(name)) for name in ("sft", "policy") if run.path(name).exists()}
     adapter, logs = load_adapter(run.config.env), load_logs([run.path(LOGS)])
     trained = [name for name in policies if name == "policy"]
-    judge = None
-    if run.config.evaluation.judge:
-        from dreamgym.endpoint.client import Endpoint  # the extra [endpoint]
-
-        judge = Endpoint(run.config.evaluation.judge)
-    panel = run.config.evaluation.panel
-    found = fidelity_run(run.config, adapter, model, draw, logs, policies, trained, panel, judge=judge)
+    panel, judge = run.config.evaluation.panel, run.config.evaluation.judge
+    chat = server(judge) if judge else None
+    found = fidelity_run(run.config, adapter, model, draws(model, buffer), logs, policies, trained, panel, judge=chat)
     write_json(run.path("fidelity.json"), found)
     return {k: v for k, v in found.items() if isinstance(v, int | float)}
 

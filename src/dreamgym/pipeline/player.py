@@ -1,0 +1,85 @@
+"""Who plays the environment in a run: the experience model that its configuration names, and its second opinion.
+
+    model, buffer = experience_model(run)
+
+A local model trained here, a pretrained chat LLM fine-tuned here, or a server; optional extras are imported where they are needed.
+"""
+
+from dreamgym.core.errors import ConfigError
+from dreamgym.endpoint.config import Chat, EndpointConfig
+from dreamgym.envs.adapter import load_object
+from dreamgym.experience.endpoint import EndpointExperienceModel
+from dreamgym.experience.fidelity import Draw, local_draws
+from dreamgym.experience.model import ExperienceModel, LocalExperienceModel
+from dreamgym.experience.prompt import ExperienceConfig
+from dreamgym.experience.second_opinion import JudgeOfSuccess, SecondOpinion, Verifier, programmatic
+from dreamgym.lm.local import LocalLM
+from dreamgym.pipeline.config import Opinion, Remote, RunConfig
+from dreamgym.pipeline.logs import load_logs
+from dreamgym.pipeline.run import LOGS, Run
+from dreamgym.replay.buffer import ReplayBuffer
+
+
+def prompt_config(config: RunConfig) -> ExperienceConfig:
+    p = config.experience.prompt
+    return ExperienceConfig(reasoning=p.reasoning, sheet=p.sheet, k=p.k, history=p.history, budget=p.budget)
+
+
+def server(config: EndpointConfig) -> Chat:
+    """A client of the server."""
+    from dreamgym.endpoint.client import Endpoint  # the extra [endpoint]
+
+    return Endpoint(config)
+
+
+def experience_model(run: Run, tasks_seen: bool = False) -> tuple[ExperienceModel, ReplayBuffer]:
+    """The experience model over a buffer seeded with the real transitions, its successes verified where the run wants that."""
+    buffer = ReplayBuffer()
+    config = prompt_config(run.config)
+    if config.k:
+        buffer.add(load_logs([run.path(LOGS)]))
+    model = _player(run, config.model_copy(update={"same_task": tasks_seen}), buffer)
+    opinion = run.config.experience.second_opinion
+    return (SecondOpinion(model, _verifier(opinion)) if opinion else model), buffer
+
+
+def _player(run: Run, config: ExperienceConfig, buffer: ReplayBuffer) -> ExperienceModel:
+    """Who plays the environment: a server, a chat model fine-tuned here, or the local model."""
+    remote, pretrained = run.config.experience.endpoint, run.config.experience.pretrained
+    if remote:
+        return EndpointExperienceModel(server(remote.server), config, remote.reply, buffer.snapshot())
+    if pretrained:
+        from dreamgym.experience.inprocess import LocalChat
+
+        chat = LocalChat.load(run.path("experience"), pretrained.generation_batch)
+        return EndpointExperienceModel(chat, config, pretrained.reply, buffer.snapshot())
+    return LocalExperienceModel(LocalLM.load(run.path("experience")), config, buffer.snapshot())
+
+
+def _verifier(opinion: Opinion) -> Verifier:
+    if opinion.judge:
+        return JudgeOfSuccess(server(opinion.judge))
+    check = load_object(str(opinion.verifier), "experience.second_opinion.verifier")
+    if not callable(check):
+        raise ConfigError(f"experience.second_opinion.verifier: {opinion.verifier!r} is no function")
+    return programmatic(check)
+
+
+def _inner(model: ExperienceModel) -> ExperienceModel:
+    """The experience model itself, without a second opinion."""
+    return model.model if isinstance(model, SecondOpinion) else model
+
+
+def draws(model: ExperienceModel, buffer: ReplayBuffer) -> Draw:
+    """Further predictions of ``model`` at temperature 1, its successes verified where they are."""
+    player = _inner(model)
+    assert isinstance(player, LocalExperienceModel | EndpointExperienceModel)
+    found = local_draws(player.lm, player.config, buffer.snapshot()) if isinstance(player, LocalExperienceModel) else player.draw
+    return model.draws(found) if isinstance(model, SecondOpinion) else found
+
+
+def remote_costs(model: ExperienceModel | None, remote: Remote, spent: dict[str, float]) -> dict[str, object]:
+    """US dollars of the whole stage, and why replies were not usable (since the last start)."""
+    usd = remote.server.usd(spent.get("experience_tokens_in", 0.0), spent.get("experience_tokens_out", 0.0))
+    player = _inner(model) if model else None
+    return {"usd": usd, "unusable_replies": dict(player.reasons) if isinstance(player, EndpointExperienceModel) else {}}
