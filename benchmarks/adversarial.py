@@ -29,7 +29,9 @@ def main(level: str) -> None:
     cell = Cell(level, "grpo_dream", 0)
     buffer = ReplayBuffer()
     buffer.add(cell.logs)
-    model = LocalExperienceModel(cell.experience()[0].lm, ExperienceConfig(), buffer.snapshot())
+    player = cell.experience()[0]
+    assert isinstance(player, LocalExperienceModel)
+    model = LocalExperienceModel(player.lm, ExperienceConfig(), buffer.snapshot())
     counter = RealSteps()
     expert = Scripted(cell.adapter.explorers()["expert"])
     seats = seats_for(cell.adapter.tasks("test", GAMES), 0)

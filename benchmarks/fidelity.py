@@ -26,6 +26,7 @@ from dreamgym.rl.grpo import GRPOConfig
 def main(level: str) -> None:
     cell = Cell(level, "grpo_dream", 0)
     model, buffer = cell.experience()
+    assert isinstance(model, LocalExperienceModel)
     total = GRPO[level]["iterations"]
     folder = WORK / f"{cell_path(level, 'grpo_dream', 0).stem}-thirds"
     config = GRPOConfig(**GRPO[level], seed=0)

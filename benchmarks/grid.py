@@ -6,8 +6,9 @@
 A cell runs on one thread; run two processes side by side. Under ``benchmarks/work`` there is one warm start per (level, seed)
 and **one experience model per (level, variant), which all seeds share**: the spread over seeds holds none of its own. Killed
 cells go on where they were. Methods: ``base``, ``sft``, ``sft_all``, ``grpo_dream``, ``grpo_real``, and
-``grpo_dream+no_reasoning``, ``+no_retrieval``, ``+no_sheet``; about the experience model also ``grpo_dream+k3``, ``+history8``,
-``+generic_teacher``, ``+2k_steps`` to ``+40k_steps``.
+``grpo_dream+no_reasoning``, ``+no_retrieval``, ``+no_sheet``; about the experience model also those of ``EXPERIENCE_ROWS``:
+``grpo_dream+k3``, ``+best_first``, ``+history``, ``+no_history``, ``+generic_teacher``, ``+no_reasoning_cautious``, ``+2k_steps`` to
+``+40k_steps``.
 """
 
 import ast
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -30,7 +32,9 @@ from dreamgym.core.files import read_json, write_json
 from dreamgym.core.types import Episode, result_row
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
 from dreamgym.experience.annotate import GenericTeacher, annotate
-from dreamgym.experience.model import LocalExperienceModel
+from dreamgym.experience.cautious import Cautious
+from dreamgym.experience.fidelity import local_draws
+from dreamgym.experience.model import ExperienceModel, LocalExperienceModel
 from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
@@ -38,17 +42,17 @@ from dreamgym.pipeline.audit import audit_run
 from dreamgym.pipeline.config import Evaluation, Experience, Prompt, RunConfig, config_hash
 from dreamgym.pipeline.grpo_run import GRPORun
 from dreamgym.pipeline.learn import train_experience, warm_start
-from dreamgym.pipeline.logs import counts, load_logs, successes, tasks_of
+from dreamgym.pipeline.logs import counts, successes, tasks_of
 from dreamgym.pipeline.play import play_real, seats_for
 from dreamgym.pipeline.results import AUDIT_KEYS, peak_rss_gib, versions
 from dreamgym.pipeline.run import drop_torn_checkpoints
-from dreamgym.pipeline.stages import shipped, shipped_steps
+from dreamgym.pipeline.stages import shipped, shipped_logs, shipped_steps
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.rl.grpo import GRPOConfig
 from dreamgym.rl.policy import Policy
 
 HERE = Path(__file__).parent
-WORK, CELLS = HERE / "work", HERE / "results" / "cells"
+WORK, CELLS, SAME = HERE / "work", HERE / "results" / "cells", HERE / "results" / "same_code.json"
 SOURCE = HERE.parent / "src" / "dreamgym"
 LEARNED = (
     "core/state.py",
@@ -59,6 +63,8 @@ LEARNED = (
     "lm/*.py",
     "pipeline/learn.py",
     "pipeline/logs.py",
+    "envs/textworld/view.py",
+    "rl/context.py",
 )
 PLAYED = (
     *LEARNED,
@@ -74,7 +80,9 @@ PLAYED = (
 )
 REINFORCED = (*PLAYED, "dream.py", "rl/grpo.py", "rl/objectives.py", "curriculum/*.py", "pipeline/grpo_run.py")
 TAUGHT = (
-    "replay/*.py",
+    "replay/__init__.py",
+    "replay/buffer.py",
+    "replay/encoder.py",
     "experience/annotate.py",
     "experience/kinds.py",
     "experience/prompt.py",
@@ -83,6 +91,7 @@ TAUGHT = (
 )
 DREAMED = (
     "experience/model.py",
+    "experience/cautious.py",
     "experience/audit.py",
     "envs/textworld/adapter.py",
     "envs/textworld/behaviours.py",
@@ -99,14 +108,18 @@ DECIDES = {
 
 VARIANTS = {"full": {}, "no_reasoning": {"reasoning": False}, "no_retrieval": {"k": 0}, "no_sheet": {"sheet": False}}
 """What the experience model is shown and says, by ablation."""
-EXPERIENCE_ROWS = {
+EXPERIENCE_ROWS: dict[str, dict[str, Any]] = {
     "k3": {"prompt": {"k": 3}},
-    "history8": {"prompt": {"history": 8}},
+    "best_first": {"prompt": {"k": 3, "best_last": False}},
+    "history": {"view": "current", "prompt": {"history": 8}},
+    "no_history": {"view": "current"},
     "generic_teacher": {"teacher": "generic"},
+    "no_reasoning_cautious": {"model": "no_reasoning", "prompt": {"reasoning": False}, "cautious": {"samples": 4, "above": 0.5}},
     **{f"{n // 1000}k_steps": {"logged_steps": n, "whole_tasks": True, "epochs_at_most": 20.0} for n in (2_000, 10_000, 20_000, 40_000)},
 }
-"""Further rows about the experience model: more experiences, a history, the before/after teacher, fewer logged steps. With fewer steps
-the epochs grow, so that the updates stay the same, up to ``epochs_at_most``."""
+"""Further rows about the experience model. ``view``: states without what closed containers were seen to hold, with and without
+the episode's last 8 steps in the prompt; policies are trained in the same view. ``model``: the experience model of that variant, here
+silent where its draws disagree. With fewer logged steps the epochs grow, so that the updates stay the same, up to ``epochs_at_most``."""
 EXPERIENCE = {
     level: {"epochs": epochs, "learning_rate": 2e-3, "row_length": 320, "rows": 16} for level, epochs in (("easy", 2.5), ("standard", 2.0))
 }
@@ -124,6 +137,15 @@ console = Console(highlight=False)
 
 @functools.cache
 def code_hash(level: str, kind: str) -> str:
+    """What names a cell: the hash of the code, or of the earliest code whose results are the same (``benchmarks.neutral``)."""
+    same, code = read_json(SAME) if SAME.exists() else {}, own_hash(level, kind)
+    while code in same:
+        code = str(same[code])
+    return code
+
+
+@functools.cache
+def own_hash(level: str, kind: str) -> str:
     """Of the deciding modules without docstrings, and of the level's data, as they were when the process began."""
     digest = hashlib.blake2b(digest_size=5)
     for pattern in DECIDES[kind]:
@@ -199,9 +221,10 @@ class Cell:
 
     def __init__(self, level: str, method: str, seed: int) -> None:
         self.level, self.method, self.seed = level, method, seed
-        self.adapter = TextWorldAdapter(level)
-        self.logs = load_logs([shipped(f"logs-{level}.jsonl.xz")])
         self.row = EXPERIENCE_ROWS.get(variant_of(method), {})
+        self.view = self.row.get("view", "carried")
+        self.adapter = TextWorldAdapter(level, self.view)
+        self.logs = shipped_logs(shipped(f"logs-{level}.jsonl.xz"), self.adapter)
         self.known = first_steps(self.logs, self.row["logged_steps"]) if "logged_steps" in self.row else self.logs
         """What of the logs the experience model, the buffer and the dream's tasks come from."""
         self.tasks = tasks_of(self.known)
@@ -236,7 +259,7 @@ class Cell:
 
     def audit_config(self) -> RunConfig:
         return RunConfig(
-            env=f"textworld/{self.level}",
+            env=f"textworld/{self.level}" + ("" if self.view == "carried" else f"/{self.view}"),
             seed=self.seed,
             experience=Experience(prompt=Prompt(**prompt_of(self.method))),
             evaluation=Evaluation(audit_games=TEST_GAMES),
@@ -277,7 +300,7 @@ class Cell:
 
     def warm(self) -> Path:
         """The warm start of this seed: limited demonstrations, or every success for ``sft_all``."""
-        name = "sft_all" if self.method == "sft_all" else "sft"
+        name = "sft_all" if self.method == "sft_all" else "sft" if self.view == "carried" else f"sft_{self.view}"
         folder = WORK / f"{self.level}-{name}-s{self.seed}-{config_hash({'sft': SFT[self.level], 'code': code_hash(self.level, 'warm')})}"
         if not (folder / "config.json").exists():
             won = successes(self.logs)
@@ -293,11 +316,13 @@ class Cell:
         train()
         write_json(folder / "wall_s.json", {"wall_s": round(time.perf_counter() - start, 1)})
 
-    def experience(self) -> tuple[LocalExperienceModel, ReplayBuffer]:
+    def experience(self) -> tuple[ExperienceModel, ReplayBuffer]:
         """The experience model of this level and variant; one for all seeds."""
         prompt = ExperienceConfig(same_task=True, **prompt_of(self.method))
-        decided = config_hash({"fit": EXPERIENCE[self.level], "prompt": variant(self.method), "code": code_hash(self.level, "experience")})
-        folder = WORK / f"{self.level}-experience-{variant_of(self.method)}-{decided}"
+        name = self.row.get("model", variant_of(self.method))
+        shown = VARIANTS.get(name, self.row)
+        decided = config_hash({"fit": EXPERIENCE[self.level], "prompt": shown, "code": code_hash(self.level, "experience")})
+        folder = WORK / f"{self.level}-experience-{name}-{decided}"
         if not (folder / "config.json").exists():
             teacher = GenericTeacher() if self.row.get("teacher") == "generic" else self.adapter.teacher
             annotated = list(annotate(self.known, teacher))
@@ -320,9 +345,16 @@ class Cell:
         buffer = ReplayBuffer()
         if prompt.k:
             buffer.add(self.known)
-        return LocalExperienceModel(LocalLM.load(folder), prompt, buffer.snapshot()), buffer
+        return self.player(LocalLM.load(folder), prompt, buffer), buffer
 
-    def grpo(self) -> tuple[LocalLM, int, float, LocalExperienceModel | None]:
+    def player(self, lm: LocalLM, prompt: ExperienceConfig, buffer: ReplayBuffer) -> ExperienceModel:
+        """The experience model over a buffer, cautious where the row says so."""
+        model = LocalExperienceModel(lm, prompt, buffer.snapshot())
+        if "cautious" not in self.row:
+            return model
+        return Cautious(model, lambda retrieval: local_draws(lm, prompt, retrieval), buffer.snapshot(), **self.row["cautious"])
+
+    def grpo(self) -> tuple[LocalLM, int, float, ExperienceModel | None]:
         """GRPO in the dream or for real: policy, updates, seconds, experience model (frozen buffer of logs, own task excluded)."""
         dreaming = self.method.startswith("grpo_dream")
         model, buffer = self.experience() if dreaming else (None, None)
@@ -345,9 +377,11 @@ class Cell:
         if model is None:
             return policy, updates, train_s, None
         frozen = ReplayBuffer()
-        if model.config.k:
+        player = model.model if isinstance(model, Cautious) else model
+        assert isinstance(player, LocalExperienceModel)
+        if player.config.k:
             frozen.add(self.known)
-        judge = LocalExperienceModel(model.lm, model.config.model_copy(update={"same_task": False}), frozen.snapshot())
+        judge = self.player(player.lm, player.config.model_copy(update={"same_task": False}), frozen)
         return policy, updates, train_s, judge
 
 

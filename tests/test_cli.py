@@ -206,12 +206,14 @@ def test_a_demonstration_too_long_for_a_policy_is_refused(tmp_path):
     from dreamgym.pipeline.user_logs import read_user_logs
 
     path = tmp_path / "mine.jsonl"
+    from dreamgym.pipeline.config import RunConfig
+
     path.write_text(a_log())
     lm = LocalLM.load(shipped("base"))
-    _check_actions(lm, read_user_logs(path, {}), 12)
+    _check_actions(lm, read_user_logs(path, {}), RunConfig())
     path.write_text(a_log(transitions=steps_of(a_log(), 0, action="search red shirt of size medium under 30 dollars with long sleeves")))
-    with pytest.raises(ConfigError, match=r"'search red shirt .* raise action_tokens from 12"):
-        _check_actions(lm, read_user_logs(path, {}), 12)
+    with pytest.raises(ConfigError, match=r"'search red shirt .* raise policy.tokens from 12"):
+        _check_actions(lm, read_user_logs(path, {}), RunConfig())
 
 
 def test_another_configuration_does_not_overwrite_a_run(tmp_path):
@@ -328,6 +330,8 @@ def test_the_whole_way_with_an_experience_model_behind_a_server(tmp_path):
     assert audited.returncode == 0, audited.stdout
     assert json.loads((run / "fidelity.json").read_text())["n_policies"] == 4
     assert json.loads((run / "attacks.json").read_text())["n"] >= 200
+    assert dreamgym("report", "--run", str(run)).returncode == 0
+    assert "The long audit" in (run / "report.html").read_text()
 
 
 def test_logs_are_annotated_by_an_llm_whose_cost_is_told_first(tmp_path):

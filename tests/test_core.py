@@ -127,7 +127,7 @@ ROOMS = {
     "experience": {"core", "lm", "replay", "endpoint", "prompts"},
     "dream": {"core", "experience", "replay"},
     "curriculum": {"core"},
-    "rl": {"core", "lm"},
+    "rl": {"core", "lm", "prompts"},
     "envs": {"core", "experience.annotate"},
     "report": {"core", "pipeline"},
 }

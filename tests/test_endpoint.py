@@ -12,13 +12,14 @@ from test_core import an_episode
 from benchmarks.loopback import FAULTS, LoopbackServer, from_logs, sections
 from dreamgym.core.errors import DataError, EndpointError
 from dreamgym.core.grammar import GrammarError
+from dreamgym.core.state import Change
 from dreamgym.core.types import StopReason, Task, Transition
 from dreamgym.endpoint.client import DOWN, Endpoint
 from dreamgym.endpoint.config import Ask, EndpointConfig
 from dreamgym.experience.chat import EndpointReply, parse_step, quoted, reply_schema, step_messages
 from dreamgym.experience.endpoint import EndpointExperienceModel
 from dreamgym.experience.model import ExperienceModel
-from dreamgym.experience.prompt import ExperienceConfig, Request
+from dreamgym.experience.prompt import ExperienceConfig, Past, Request
 from dreamgym.pipeline.play import play_dream, seats_for
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.rl.policy import Scripted
@@ -69,7 +70,7 @@ def test_above_temperature_0_every_member_draws_its_own():
 def test_the_stable_part_of_the_prompt_comes_first_and_experiences_after_the_history():
     shown = [EPISODE.transitions[0]]
     first = step_messages(REQUEST, shown, ExperienceConfig(history=9), "change")
-    later = Request("cook", (), ("look",), STATE, "open fridge", "e2", "t/2", (0, "t/2", 0, 1))
+    later = Request("cook", (), (Past("look", Change()),), STATE, "open fridge", "e2", "t/2", (0, "t/2", 0, 1))
     second = step_messages(later, shown, ExperienceConfig(history=9), "change")
     assert first[0] == second[0]
     body = second[1][1]

@@ -29,7 +29,7 @@ def a_fridge(request: Request) -> Prediction:
     if request.action == "close fridge" and OPEN in request.state:
         return Prediction(Reply("", Change((OPEN,), (CLOSED,)), "go"), None, "")
     if request.action == "eat lime" and LIME in request.state:
-        return Prediction(Reply("", Change((LIME,)), "go" if request.past.count("eat lime") else "won"), None, "")
+        return Prediction(Reply("", Change((LIME,)), "go" if [p.action for p in request.past].count("eat lime") else "won"), None, "")
     return Prediction(Reply("nothing", Change(), "go"), None, "")
 
 

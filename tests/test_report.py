@@ -264,6 +264,44 @@ def test_an_audit_without_a_field_is_named(full_run: Path) -> None:
         write_report(full_run)
 
 
+LONG = {
+    "panel": "test", "games": 4, "members": 2, "n_policies": 2, "n_episodes": 16, "steps": 90, "steps_wrong": 3, "real_steps_audit": 555,
+    "policies": {"expert": {"dream": 0.875, "real": 1.0}, "<lost>": {"dream": None, "real": 0.0}},
+    "spearman": None, "done_accuracy": 0.99, "next_state_all": 0.97, "uncertainty_auroc": 0.8,
+    "calibration": {"ece": 0.05, "n": 20, "bins": [{"confidence": 0.9, "won": 1.0, "n": 20}]},
+    "epsilon_r": {"mean": 0.01, "max": 1.0}, "epsilon_p": {"mean": 0.03, "max": 1.0, "sampled": 0.1},
+    "facts_per_1000_steps": {"changed_without_cause": 1.5, "left_unchanged": 2.5, "contradictions": 0.0},
+    "by_depth": [{"depth": d, "n": 16, "agree": 1 - d / 40} for d in range(1, 21)],
+    "asked_again": {"same": 30, "other": 1, "unusable": 0},
+    "theorem_1": {"mean": {"0.9": {"says": "Vacuous: it subtracts 9."}}, "max": {}}, "judge": None,
+}  # fmt: skip
+ATTACKS = {"n": 300, "kinds": 30, "games": 12, "granted": 1, "due": 12, "due_granted": 12, "granted_by_kind": {"role <play>": 1}}
+
+
+def test_the_long_audit_and_the_attacks_are_shown_where_they_ran(full_run: Path) -> None:
+    without = section(write_report(full_run).read_text(encoding="utf-8"), "audit")
+    assert "The long audit" not in without
+    assert "Attacks on the reward" not in without
+    write_json(full_run / "fidelity.json", LONG)
+    write_json(full_run / "attacks.json", ATTACKS)
+    page = section(write_report(full_run).read_text(encoding="utf-8"), "audit")
+    assert page.count("<svg") == 3
+    assert re.search(r"<title>share of the episodes that long, still in the real game&#39;s state: 50\.0 % at 20</title>", page)
+    assert "<title>policies: real success, by dreamed success: 100 % at 0.875</title>" in page
+    text = text_of(page)
+    assert "Rank correlation (Spearman) –" in text
+    assert "Asked again 30 / 1" in text
+    assert "γ = 0.9 Vacuous: it subtracts 9." in text
+    assert "300 attacks of 30 kinds, staged in real wins of 12 games: 1 granted" in text
+    assert "role <play> 1" in text
+
+
+def test_a_long_audit_without_a_field_is_named(full_run: Path) -> None:
+    write_json(full_run / "fidelity.json", {k: v for k, v in LONG.items() if k != "calibration"})
+    with pytest.raises(DataError, match=r"fidelity.json: lacks the field 'calibration'"):
+        write_report(full_run)
+
+
 def test_no_model_library_is_loaded() -> None:
     code = "import sys, dreamgym.report.page; print({'torch', 'transformers', 'textworld'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -25,7 +25,7 @@ from dreamgym.lm.local import LocalLM  # noqa: E402
 from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack  # noqa: E402
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
 from dreamgym.lm.words import add_whole_words  # noqa: E402
-from dreamgym.rl.grpo import GRPOConfig, GRPOTrainer, has_effect, policy_trees  # noqa: E402
+from dreamgym.rl.grpo import GRPOConfig, GRPOTrainer, has_effect, policy_trees, step_credit  # noqa: E402
 from dreamgym.rl.objectives import clipped_loss, group_advantages, step_advantages  # noqa: E402
 from dreamgym.rl.policy import Policy, Sample  # noqa: E402
 from dreamgym.rl.rollout import Rollout, rollouts  # noqa: E402
@@ -72,7 +72,8 @@ def test_what_a_repeated_command_is_taught_in_an_episode(advantage, penalty, tau
     episode = Episode(id="e", env="x", task=Task(id="t", instruction="", first_state=there), source="dream", behaviour="policy",
                       transitions=steps, stop=StopReason.WON)  # fmt: skip
     samples = tuple(Sample((7, 8), (n,), (-1.0,), t.action) for n, t in enumerate(steps, 1))
-    trees = policy_trees([(Rollout(episode, samples), advantage)], penalty, 1.0)
+    rollout, config = Rollout(episode, samples), GRPOConfig(no_effect_penalty=penalty, negative=1.0)
+    trees = policy_trees([(rollout, step_credit(rollout, advantage, config, 0.0))])
     segments = [s for tree in trees for s in tree.segments]
     assert {s.ids[-1:]: pytest.approx(s.advantage) for s in segments} == taught
     assert [tree.prefix for tree in trees] == [(7,)] * bool(taught)

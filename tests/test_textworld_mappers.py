@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from dreamgym.envs.textworld.env import instruction_of
 from dreamgym.envs.textworld.games import OPTIONS, content_hash, make_game, recipe_of
 from dreamgym.envs.textworld.mapper import FactMapper, View, spaced
 from dreamgym.envs.textworld.text_mapper import TextMapper, read_tour
+from dreamgym.envs.textworld.view import visible_now
+from dreamgym.pipeline.stages import shipped, shipped_logs
 
 Act = Callable[[Scene, np.random.Generator], str]
 Recipe = tuple[tuple[str, str, str], ...]
@@ -87,6 +90,15 @@ def curious(scene: Scene, rng: np.random.Generator) -> str:
     return admissible_like(scene, rng)
 
 
+def slamming(scene: Scene, rng: np.random.Generator) -> str:
+    """Opens and closes, and does something in between."""
+    doors = [(k, text) for k, text in scene.text.items() if text in ("open", "closed")]
+    if not doors or rng.random() < 0.4:
+        return expert(scene, rng)
+    door, text = doors[int(rng.integers(len(doors)))]
+    return f"{'open' if text == 'closed' else 'close'} {door}"
+
+
 def known_to_text(state: State) -> State:
     """A state without the words that no text shows."""
     lines = []
@@ -98,6 +110,32 @@ def known_to_text(state: State) -> State:
 
 def about(state: State, place: str) -> set[str]:
     return {entity(text) for text in state if text.startswith(f"[{place}] ")}
+
+
+def test_carried_states_projected_are_those_of_the_current_view() -> None:
+    hidden = 0
+    for level, seed in GAMES:
+        for act in (expert, mixed(0.6), slamming):
+            carried, current = FactMapper("carried"), FactMapper("current")
+            for moment in play(level, seed, act, 20, seed):
+                known, now = carried.observe(moment.facts), current.observe(moment.facts)
+                assert visible_now(known) == now
+                hidden += known != now
+    assert hidden > 20, "things in closed containers"
+
+
+def test_a_projected_episode_holds_together_and_opens_its_containers_anew() -> None:
+    adapter = TextWorldAdapter("easy", "current")
+    episodes = shipped_logs(shipped("logs-easy.jsonl.xz"), adapter)[:600]
+    again = 0
+    for e in episodes:
+        seen: set[str] = {entity(s) for s in e.task.first_state}
+        for a, b in pairwise(e.transitions):
+            assert a.next_state == b.state
+        for t in e.transitions:
+            again += t.action.startswith("open") and any(entity(s) in seen and entity(s) not in map(entity, t.removed) for s in t.added)
+            seen |= {entity(s) for s in t.added}
+    assert again, "what was seen in a container before comes into sight once more"
 
 
 @pytest.mark.parametrize("view", ["carried", "current"])

@@ -15,7 +15,7 @@ from dreamgym.core.env import Info, Step
 from dreamgym.core.state import State, apply_change, entity, revelations, text_of_state
 from dreamgym.core.types import Episode, StopReason, Task
 from dreamgym.experience.model import Prediction
-from dreamgym.experience.prompt import Request, unseen_part
+from dreamgym.experience.prompt import Past, Request, unseen_part
 
 ENV = "dream"
 Predict = Callable[[Request], Awaitable[Prediction]]
@@ -32,7 +32,7 @@ class DreamEnv:
         self._task: Task | None = None
         self._state: State = ()
         self._seen: set[str] = set()
-        self._past: list[str] = []
+        self._past: list[Past] = []
         self._seed = 0
         self._done = True
 
@@ -58,11 +58,11 @@ class DreamEnv:
             (self._seed, self._iteration, task.id, self._member, len(self._past)),
         )
         prediction = await self._predict(request)
-        self._past.append(action)
         if prediction.reply is None:
             self._done = True
             return Step(text_of_state(self._state), None, False, True, {"stop": prediction.invalid, "reply": prediction.text})
         reply = prediction.reply
+        self._past.append(Past(action, reply.change))
         self._state = apply_change(self._state, reply.change)
         self._seen.update(entity(s) for s in self._state)
         terminated = reply.outcome != "go"

@@ -86,13 +86,15 @@ def render_state(state: Iterable[str]) -> str:
     return f" {SEPARATOR} ".join(render_line(s) for s in state)
 
 
-def render_world(instruction: str, sheet: State, past: Sequence[str], state: State) -> str:
-    """The part of the experience model's prompt that does not depend on the action: the stable part comes first."""
+def render_world(instruction: str, sheet: State, past: Sequence[tuple[str, Change]], state: State) -> str:
+    """The part of the experience model's prompt that does not depend on the action: the stable part comes first.
+
+    ``past``: earlier steps of the episode, what was done and what it changed, oldest first.
+    """
     parts = [f"@task {escape(instruction)}"]
     if sheet:
         parts.append(f"@sheet {render_state(sheet)}")
-    if past:
-        parts.append("@past " + f" {SEPARATOR} ".join(escape(a) for a in past))
+    parts += [" ".join([f"@past {escape(action)}", *_changes(change)]) for action, change in past]
     return " ".join([*parts, f"@state {render_state(state)}"])
 
 
@@ -113,12 +115,12 @@ def render_policy(instruction: str, state: State) -> str:
 
 
 def render_outcome(change: Change, outcome: Outcome) -> str:
-    parts = []
-    if change.removed:
-        parts.append(f"@del {render_state(change.removed)}")
-    if change.added:
-        parts.append(f"@add {render_state(change.added)}")
-    return " ".join([*parts, f"@{outcome}"])
+    return " ".join([*_changes(change), f"@{outcome}"])
+
+
+def _changes(change: Change) -> list[str]:
+    named = (("@del", change.removed), ("@add", change.added))
+    return [f"{name} {render_state(lines)}" for name, lines in named if lines]
 
 
 def render_reply(reply: Reply) -> str:

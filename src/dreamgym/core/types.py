@@ -31,6 +31,8 @@ class StopReason(StrEnum):
     """The experience model's reply could not be parsed, after the allowed number of samples."""
     INVALID_CHANGE = "invalid_change"
     """The experience model's change did not fit the state, after the allowed number of samples."""
+    INVALID_UNCERTAIN = "invalid_uncertain"
+    """The experience model's draws disagreed with its reply more than is allowed."""
     INVALID_ENV = "invalid_env"
     """The environment itself failed."""
 

@@ -52,13 +52,14 @@ class Adapter(Protocol):
 
 
 def load_adapter(name: str) -> Adapter:
-    """``textworld/easy``, ``textworld/standard`` or ``module:object``; the current folder is importable."""
+    """``textworld/easy``, ``textworld/standard`` (``/current``: the view without memory) or ``module:object``."""
     if name.startswith("textworld/"):
         from dreamgym.envs.textworld.adapter import TextWorldAdapter
 
-        return TextWorldAdapter(name.partition("/")[2])
+        level, _, view = name.removeprefix("textworld/").partition("/")
+        return TextWorldAdapter(level, view or "carried")
     if ":" not in name:
-        raise ConfigError(f"env: {name!r} is not known; use textworld/easy, textworld/standard or module:object")
+        raise ConfigError(f"env: {name!r} is not known; use textworld/easy, textworld/standard (or with /current) or module:object")
     found = load_object(name, "env")
     if not isinstance(found, Adapter):
         raise ConfigError(f"env: {name!r} is no Adapter; it needs name, cap, teacher, env(), tasks(), collect() and explorers()")

@@ -9,11 +9,11 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dreamgym.core.state import apply_change, entity
+from dreamgym.core.state import apply_change, diff, entity
 from dreamgym.core.types import Episode, Task, Transition
 from dreamgym.experience.kinds import StepKinds, change_of
 from dreamgym.experience.model import ExperienceModel, Prediction
-from dreamgym.experience.prompt import Request, unseen_part
+from dreamgym.experience.prompt import Past, Request, unseen_part
 from dreamgym.experience.sft import requests_of
 
 
@@ -60,6 +60,7 @@ def replay_success(model: ExperienceModel, episodes: Sequence[Episode], tasks: d
     result = Replayed(episodes=len(episodes))
     states = [e.task.first_state for e in episodes]
     seen = [{entity(s) for s in state} for state in states]
+    past: list[list[Past]] = [[] for _ in episodes]
     ended: dict[int, bool | None] = {}
     diverged: set[int] = set()
     for turn in range(max((len(e.transitions) for e in episodes), default=0)):
@@ -67,12 +68,11 @@ def replay_success(model: ExperienceModel, episodes: Sequence[Episode], tasks: d
         requests = []
         for i in live:
             e, task = episodes[i], tasks[episodes[i].task.id]
-            past = tuple(t.action for t in e.transitions[:turn])
             requests.append(
                 Request(
                     task.instruction,
                     unseen_part(task.sheet, seen[i]),
-                    past,
+                    tuple(past[i]),
                     states[i],
                     e.transitions[turn].action,
                     e.id,
@@ -83,7 +83,8 @@ def replay_success(model: ExperienceModel, episodes: Sequence[Episode], tasks: d
         for i, request, prediction in zip(live, requests, model.predict(requests), strict=True):
             real = episodes[i].transitions[turn]
             if not determined(request, real) and set(real.removed) <= set(states[i]) and real.outcome == "go":
-                states[i] = tuple(sorted({*states[i], *real.added} - set(real.removed)))
+                before, states[i] = states[i], tuple(sorted({*states[i], *real.added} - set(real.removed)))
+                past[i].append(Past(real.action, diff(before, states[i])))
                 seen[i].update(entity(s) for s in states[i])
                 continue
             if i not in diverged and not same_step(prediction, real):
@@ -92,6 +93,7 @@ def replay_success(model: ExperienceModel, episodes: Sequence[Episode], tasks: d
             if prediction.reply is None:
                 ended[i] = None
                 continue
+            past[i].append(Past(real.action, prediction.reply.change))
             states[i] = apply_change(states[i], prediction.reply.change)
             seen[i].update(entity(s) for s in states[i])
             if prediction.reply.outcome != "go":
@@ -193,6 +195,7 @@ def next_states(
 def determined(request: Request, t: Transition) -> bool:
     """Whether everything the true next state shows occurred in instruction, sheet or states so far."""
     known = {entity(s) for s in (*request.state, *request.sheet)}
+    known |= {entity(s) for p in request.past for s in (*p.change.removed, *p.change.added)}
     new = {entity(s) for s in t.added} - known
     produced = {entity(s) for s in t.removed} - {entity(s) for s in t.added}
     return not new or bool(produced)

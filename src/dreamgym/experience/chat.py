@@ -8,7 +8,7 @@ section, a thought or a message. Replies are parsed strictly (arXiv 2511.03773 E
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -91,16 +91,18 @@ def reply_schema(form: Form, reasoning: bool = True) -> dict[str, object]:
 
 
 def step_messages(request: Request, similar: Sequence[Transition], config: ExperienceConfig, form: Form) -> tuple[Message, ...]:
-    """The prompt of one step. ``similar``: retrieved experiences, best first; the best is shown last, next to the state."""
+    """The prompt of one step. ``similar``: retrieved experiences, best first; shown last (next to the state) or first as configured."""
     rules = prompt(f"reply-{form}.v1")
     if config.reasoning:
         rules = '- "reasoning": string, your reasoning, a few sentences;\n' + rules
     past = request.past[-config.history :] if config.history else ()
+    earlier = [_members({"action": p.action, "removed": p.change.removed, "added": p.change.added}) for p in past]
+    shown = [step_text(t, _SHOWN[t.outcome]) for t in similar[: config.k]]
     sections = [
         ("Task", [quoted(request.instruction)]),
         ("World sheet: facts of this world that the agent has not seen yet", _lines(request.sheet) if config.sheet else []),
-        ("Earlier actions of this episode, oldest first", [quoted(a) for a in past]),
-        ("Similar experiences, most similar last", [step_text(t, _SHOWN[t.outcome]) for t in reversed(similar[: config.k])]),
+        ("Earlier steps of this episode, oldest first", earlier),
+        (f"Similar experiences, most similar {'last' if config.best_last else 'first'}", shown[::-1] if config.best_last else shown),
         ("Current state", _lines(request.state)),
         ("The agent's action", [quoted(request.action)]),
     ]
@@ -125,9 +127,13 @@ def _lines(state: Sequence[str]) -> list[str]:
 
 def step_text(t: Transition, outcome: str, head: Sequence[str] = ()) -> str:
     """A step as one JSON object on one line: ``head`` (JSON members), state, action, change, and what the outcome is called."""
-    lists = {"state": t.state, "action": t.action, "removed": t.removed, "added": t.added}
-    parts = [f"{quoted(k)}: " + (quoted(v) if isinstance(v, str) else "[" + ", ".join(map(quoted, v)) + "]") for k, v in lists.items()]
-    return "{" + ", ".join([*head, *parts, f'"outcome": {quoted(outcome)}']) + "}"
+    return _members({"state": t.state, "action": t.action, "removed": t.removed, "added": t.added, "outcome": outcome}, head)
+
+
+def _members(step: Mapping[str, str | State], head: Sequence[str] = ()) -> str:
+    """One JSON object on one line, behind ``head``."""
+    parts = [f"{quoted(k)}: " + (quoted(v) if isinstance(v, str) else "[" + ", ".join(map(quoted, v)) + "]") for k, v in step.items()]
+    return "{" + ", ".join([*head, *parts]) + "}"
 
 
 def parse_step(text: str, state: State, form: Form, thought: str = "", reasoning: bool = True) -> Reply:

@@ -44,8 +44,13 @@ class Row:
 
     @property
     def disagreement(self) -> float:
-        """Share of draws that say another thing than the greedy prediction: the step's uncertainty, 0..1."""
-        return sum(_said(p) != _said(self.said) for p in self.drawn) / max(len(self.drawn), 1)
+        """The step's uncertainty, 0..1."""
+        return disagreement(self.said, self.drawn)
+
+
+def disagreement(said: Prediction, drawn: Sequence[Prediction]) -> float:
+    """Share of draws that say another change or outcome than the prediction."""
+    return sum(_said(p) != _said(said) for p in drawn) / max(len(drawn), 1)
 
 
 def local_draws(lm: LocalLM, config: ExperienceConfig, retrieval: Retrieval) -> Draw:

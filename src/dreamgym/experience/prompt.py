@@ -5,13 +5,21 @@ The stable part comes first (task, sheet, history, state), then the retrieved ex
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from dreamgym.core.grammar import render_query, render_world
-from dreamgym.core.state import State, entity
+from dreamgym.core.state import Change, State, entity
 from dreamgym.core.types import Transition
 from dreamgym.replay.buffer import Query, Retrieval
+
+
+class Past(NamedTuple):
+    """An earlier step of the episode: what was done, and what it changed."""
+
+    action: str
+    change: Change
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +29,8 @@ class Request:
     instruction: str
     sheet: State
     """What of the world sheet has not been in sight yet in this episode."""
-    past: tuple[str, ...]
-    """Earlier actions of the episode, oldest first."""
+    past: tuple[Past, ...]
+    """Earlier steps of the episode, oldest first."""
     state: State
     action: str
     episode: str
@@ -42,7 +50,9 @@ class ExperienceConfig(BaseModel):
     k: int = 1
     """Similar past experiences shown; 0 = retrieval off. The paper does not state its k."""
     history: int = 0
-    """Earlier actions shown. The carried state already holds what the episode has revealed, so the default is none."""
+    """Earlier steps shown. The carried state already holds what the episode has revealed, so the default is none."""
+    best_last: bool = True
+    """The most similar experience next to the action; off = first (the ablation of their order)."""
     budget: int = 160
     """Tokens of one reply."""
     samples: int = 32
@@ -72,7 +82,12 @@ class PromptBuilder:
 
     def query(self, request: Request, similar: Sequence[Transition]) -> str:
         """The action-dependent part with the best ``k`` of ``similar``; the most similar comes last, next to the action."""
-        return render_query(similar[: self.config.k][::-1], request.action)
+        return render_query(self.ordered(similar), request.action)
+
+    def ordered(self, similar: Sequence[Transition]) -> Sequence[Transition]:
+        """The best ``k`` in the order in which they are shown."""
+        best = similar[: self.config.k]
+        return best[::-1] if self.config.best_last else best
 
     def queries(self, requests: Sequence[Request], exclude_task: Sequence[bool]) -> list[str]:
         """The action-dependent part of each prompt, its experiences retrieved."""

@@ -34,7 +34,7 @@ class Claim:
     @property
     def actions(self) -> tuple[str, ...]:
         """All actions of the episode, the last included."""
-        return (*self.request.past, self.request.action)
+        return (*(p.action for p in self.request.past), self.request.action)
 
 
 class Verifier(Protocol):

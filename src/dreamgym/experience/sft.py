@@ -16,7 +16,7 @@ from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.state import entity
 from dreamgym.core.types import Episode, Task, Transition
 from dreamgym.experience.kinds import StepKinds
-from dreamgym.experience.prompt import ExperienceConfig, PromptBuilder, Request, unseen_part
+from dreamgym.experience.prompt import ExperienceConfig, Past, PromptBuilder, Request, unseen_part
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.packing import Segment, Tree
 from dreamgym.replay.buffer import Retrieval
@@ -51,13 +51,13 @@ def requests_of(episode: Episode, task: Task) -> list[tuple[Request, Transition]
     """What the experience model would have been asked at every step of a logged episode, with the true answer."""
     out: list[tuple[Request, Transition]] = []
     seen: set[str] = set()
-    past: list[str] = []
-    at: list[tuple[set[str], tuple[str, ...]]] = []
+    past: list[Past] = []
+    at: list[tuple[set[str], tuple[Past, ...]]] = []
     for i, t in enumerate(episode.transitions):
         seen = seen | {entity(s) for s in t.state}
         at.append((seen, tuple(past)))
         out.append((_request(episode, task, t, seen, tuple(past), i), t))
-        past.append(t.action)
+        past.append(Past(t.action, t.change))
         seen = seen | {entity(s) for s in t.added}
     at.append((seen, tuple(past)))
     for n, branch in enumerate(episode.branches):
@@ -67,7 +67,7 @@ def requests_of(episode: Episode, task: Task) -> list[tuple[Request, Transition]
     return out
 
 
-def _request(episode: Episode, task: Task, t: Transition, seen: set[str], past: tuple[str, ...], turn: int) -> Request:
+def _request(episode: Episode, task: Task, t: Transition, seen: set[str], past: tuple[Past, ...], turn: int) -> Request:
     return Request(
         task.instruction,
         unseen_part(task.sheet, seen),

@@ -17,7 +17,7 @@ from dreamgym.envs.adapter import Adapter
 from dreamgym.experience.attacks import Scene, action_attacks, hostile_chat_replies, hostile_experiences, hostile_replies
 from dreamgym.experience.chat import parse_step
 from dreamgym.experience.model import ExperienceModel, check
-from dreamgym.experience.prompt import Request, unseen_part
+from dreamgym.experience.prompt import Past, Request, unseen_part
 from dreamgym.pipeline.audit import replay_real
 from dreamgym.pipeline.logs import tasks_of
 from dreamgym.replay.buffer import Hit, Query
@@ -144,7 +144,7 @@ def request_at(e: Episode, at: int, action: str, tasks: dict[str, Task]) -> Requ
     """The question that ``action`` instead of the episode's step ``at`` puts to the experience model."""
     task, before = tasks[e.task.id], e.transitions[:at]
     seen = {entity(s) for t in before for s in t.state} | {entity(s) for s in e.transitions[at].state}
-    past = tuple(t.action for t in before)
+    past = tuple(Past(t.action, t.change) for t in before)
     return Request(
         task.instruction, unseen_part(task.sheet, seen), past, e.transitions[at].state, action, e.id, e.task.id, ("attack", e.id, at)
     )

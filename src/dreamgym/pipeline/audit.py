@@ -17,10 +17,11 @@ from dreamgym.experience.audit import first_divergences, next_states, replay_suc
 from dreamgym.experience.kinds import StepKinds
 from dreamgym.experience.model import ExperienceModel
 from dreamgym.lm.local import LocalLM
+from dreamgym.pipeline.acting import actor
 from dreamgym.pipeline.config import RunConfig
 from dreamgym.pipeline.logs import tasks_of
 from dreamgym.pipeline.play import dream_rate, play_dream, play_real, seats_for, success_rate
-from dreamgym.rl.policy import Actor, Policy, Scripted
+from dreamgym.rl.policy import Actor, Scripted
 
 STEPS = 4000
 """One-step predictions made at most."""
@@ -54,7 +55,7 @@ def audit_run(
     counter = RealSteps(purpose="audit")
     games = adapter.tasks(panel, config.evaluation.audit_games)
     actors: dict[str, Actor] = {name: Scripted(e) for name, e in adapter.explorers().items()}
-    actors |= {name: Policy(lm, config.evaluation.temperature, config.action_tokens) for name, lm in policies.items()}
+    actors |= {name: actor(lm, config) for name, lm in policies.items()}
     seed = config.seed + 7919  # other draws than the evaluation's
     real = {name: play_real(actor, adapter, seats_for(games, seed), counter, "audit", name) for name, actor in actors.items()}
     episodes = [r.episode for played in real.values() for r in played if r.episode.valid]
@@ -95,7 +96,7 @@ def audit_run(
     pairs: list[Episode] = []
     if "policy" in policies:
         result["optimism_dream_trained"] = gap_of.get("policy")
-        winner = Policy(policies["policy"], config.evaluation.temperature, config.action_tokens)
+        winner = actor(policies["policy"], config)
         found, pairs = dream_wins(winner, model, adapter, order, seed, counter)
         result |= found
     result["real_steps_audit"] = counter.total

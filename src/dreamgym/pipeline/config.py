@@ -39,6 +39,9 @@ class Prompt(Section):
     sheet: bool = True
     k: int = Field(1, ge=0)
     history: int = Field(0, ge=0)
+    """Earlier steps of the episode shown."""
+    best_last: bool = True
+    """The most similar experience last, next to the action; false = first."""
     budget: int = Field(160, ge=1)
     """Tokens of one reply of the local model."""
 
@@ -96,7 +99,18 @@ class Opinion(Section):
         return self
 
 
+class Uncertainty(Section):
+    """Steps of which the experience model is not sure are invalid (see ``dreamgym.experience.cautious``)."""
+
+    samples: int = Field(4, ge=1)
+    """Further draws per new step, at temperature 1."""
+    above: float = Field(0.5, ge=0, lt=1)
+    """A larger share of draws that say otherwise makes the step invalid."""
+
+
 class Experience(Section):
+    uncertainty: Uncertainty | None = None
+    """Cut dreamed episodes where the experience model is not sure; null = never."""
     second_opinion: Opinion | None = None
     """Who else must agree to a success; null = nobody."""
     pretrained: Pretrained | None = None
@@ -116,6 +130,17 @@ class Experience(Section):
         if self.annotator and self.teacher != "endpoint":
             raise ValueError("annotator needs teacher: endpoint")
         return self
+
+
+class Acting(Section):
+    """What the policy reads and writes (see ``dreamgym.rl.context``)."""
+
+    preset: Literal["tiny", "paper"] = "tiny"
+    """``tiny``: instruction and carried state in, action out; ``paper``: chat prompt with history in, ``<think>`` and ``<action>`` out."""
+    history: int = Field(2, ge=0)
+    """Earlier steps in the prompt of the preset ``paper``."""
+    tokens: int = Field(12, ge=2)
+    """Tokens of one reply, its end included; longer ones are cut (demonstrations that are longer are refused)."""
 
 
 class WarmStart(Section):
@@ -138,6 +163,8 @@ class Dreaming(Section):
     """Of a step that changes nothing; null = plain GRPO."""
     negative: float = Field(0.1, ge=0)
     """Weight of negative advantages; 1 = plain GRPO."""
+    invalid_action_penalty: float = Field(0.0, ge=0)
+    """Off the return of a step whose reply was malformed; the paper's setting is 0.1. A reply of the preset ``tiny`` cannot be."""
     passes: int = 2
     row_length: int = Field(512, ge=64)
     """Tokens of one packed row; a prompt and its action must fit."""
@@ -166,24 +193,29 @@ class RunConfig(Section):
     """Everything that decides a run."""
 
     env: str = "textworld/easy"
-    """``textworld/easy``, ``textworld/standard`` or ``module:object`` for an adapter of your own."""
+    """``textworld/easy``, ``textworld/standard`` (with ``/current``: states without what closed containers hold) or ``module:object``."""
     logs: str = "shipped"
     """``shipped``, ``collect`` (record new ones), or a path to a .jsonl or .jsonl.xz file of episodes."""
     base: str = "shipped"
     """``shipped``, ``tiny`` (train one on the logs' text), or a folder or hub name of a causal LM."""
     seed: int = 0
-    action_tokens: int = Field(12, ge=2)
-    """Tokens of one action of the policy, its end included; longer ones are cut (demonstrations that are longer are refused)."""
     collect_tasks: int = 620
     """Training tasks recorded where ``logs: collect``."""
     pretrain: Optimisation = Optimisation(learning_rate=2e-3, epochs=3)
     """Training of the base language model where ``base: tiny``."""
     experience: Experience = Experience()
+    policy: Acting = Acting()
     sft: WarmStart = WarmStart()
     rl: Dreaming = Dreaming()
     evaluation: Evaluation = Evaluation()
     threads: int = Field(0, ge=0)
     """Threads of torch; 0 = all cores."""
+
+    @model_validator(mode="after")
+    def _no_idle_key(self) -> "RunConfig":
+        if self.policy.preset == "tiny" and self.rl.invalid_action_penalty:
+            raise ValueError("rl.invalid_action_penalty needs policy.preset: paper; a reply of the preset tiny cannot be malformed")
+        return self
 
 
 def config_hash(value: BaseModel | dict[str, object]) -> str:

@@ -34,11 +34,13 @@ from dreamgym.experience.model import ExperienceModel
 from dreamgym.experience.prompt import Request
 from dreamgym.experience.sft import requests_of
 from dreamgym.lm.local import LocalLM
+from dreamgym.pipeline.acting import actor
 from dreamgym.pipeline.audit import replay_real
 from dreamgym.pipeline.config import RunConfig
 from dreamgym.pipeline.logs import tasks_of
 from dreamgym.pipeline.play import dream_rate, play_dream, play_real, seats_for, success_rate
-from dreamgym.rl.policy import Actor, Policy, Sample, Scripted, Turn
+from dreamgym.rl.context import Turn
+from dreamgym.rl.policy import Actor, Sample, Scripted
 from dreamgym.rl.rollout import Seat
 
 SAMPLES = 8
@@ -88,7 +90,7 @@ def fidelity_run(
     games = adapter.tasks(panel, config.evaluation.audit_games)
     seed = config.seed + 104729  # other draws than the evaluation's and the audit's
     actors: dict[str, Actor] = {name: Scripted(e) for name, e in adapter.explorers().items()}
-    actors |= {name: Policy(lm, config.evaluation.temperature, config.action_tokens) for name, lm in policies.items()}
+    actors |= {name: actor(lm, config) for name, lm in policies.items()}
     real = {n: play_real(a, adapter, seats_for(games, seed, members), counter, "audit", n) for n, a in actors.items()}
     episodes = [r.episode for played in real.values() for r in played if r.episode.valid]
     tasks = tasks_of(episodes)

@@ -19,8 +19,9 @@ from dreamgym.experience.model import ExperienceModel
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.play import play_dream, play_real, seats_for, success_rate
 from dreamgym.replay.buffer import Replay
+from dreamgym.rl.context import Context
 from dreamgym.rl.grpo import GRPOConfig, GRPOTrainer
-from dreamgym.rl.policy import Policy
+from dreamgym.rl.policy import STATE_CONTEXT, Policy
 from dreamgym.rl.rollout import Rollout, Seat
 
 
@@ -37,7 +38,9 @@ class GRPORun:
         model: ExperienceModel | None,
         replay: Replay | None,
         counter: RealSteps,
+        context: Context = STATE_CONTEXT,
     ) -> None:
+        self.context = context
         self.config, self.adapter, self.folder, self.counter = config, adapter, folder, counter
         self.model, self.replay = model, replay
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +103,7 @@ class GRPORun:
         return LocalLM.load(policy)
 
     def _play(self, seats: Sequence[Seat]) -> list[Rollout]:
-        actor = Policy(self.lm, self.config.temperature, self.config.action_tokens)
+        actor = Policy(self.lm, self.config.temperature, self.config.action_tokens, self.context)
         if self.model is not None:
             return play_dream(actor, self.model, self.adapter.cap, seats)
         return play_real(actor, self.adapter, seats, self.counter, "rl", "policy")
@@ -112,7 +115,7 @@ class GRPORun:
 
     def _probe(self, tasks: Sequence[Task], temperature: float) -> float:
         """Real success on the probe panel; the best so far is kept as the run's policy."""
-        actor = Policy(self.lm, temperature, self.config.action_tokens)
+        actor = Policy(self.lm, temperature, self.config.action_tokens, self.context)
         rate = success_rate(play_real(actor, self.adapter, seats_for(tasks, self.config.seed), self.counter, "probe", "probe"))
         if not self.probe or rate >= max(p["success"] for p in self.probe):
             self.lm.save(self.folder / "policy")

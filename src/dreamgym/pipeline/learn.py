@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dreamgym.core.grammar import render_policy
 from dreamgym.core.types import Episode, Task
 from dreamgym.experience.base import base_trees, log_texts
 from dreamgym.experience.prompt import ExperienceConfig
@@ -18,6 +17,8 @@ from dreamgym.lm.packing import Segment, Tree
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer
 from dreamgym.lm.words import add_whole_words
 from dreamgym.replay.buffer import ReplayBuffer
+from dreamgym.rl.context import Context, Turn
+from dreamgym.rl.policy import STATE_CONTEXT
 
 WHOLE_WORD = 50
 """Words that occur this often in the experience model's targets become one token each."""
@@ -57,21 +58,28 @@ def train_experience(
     return _keep(lm, folder)
 
 
-def warm_start(base: str | Path, demonstrations: Sequence[Episode], config: FitConfig, folder: Path, report: Report = quiet) -> LocalLM:
+def warm_start(
+    base: str | Path,
+    demonstrations: Sequence[Episode],
+    config: FitConfig,
+    folder: Path,
+    report: Report = quiet,
+    context: Context = STATE_CONTEXT,
+) -> LocalLM:
     """The policy's start: ``base`` fine-tuned on successful episodes (behaviour cloning)."""
     lm = LocalLM.load(base)
-    fit(lm.model, demonstration_trees(lm, demonstrations), config, folder / "checkpoints", report)
+    fit(lm.model, demonstration_trees(lm, demonstrations, context), config, folder / "checkpoints", report)
     return _keep(lm, folder)
 
 
-def demonstration_trees(lm: LocalLM, episodes: Sequence[Episode]) -> list[Tree]:
-    """One tree per demonstrated step: the policy's prompt, and the action with its end."""
+def demonstration_trees(lm: LocalLM, episodes: Sequence[Episode], context: Context = STATE_CONTEXT) -> list[Tree]:
+    """One tree per demonstrated step: the policy's prompt, and the reply with its end."""
     trees = []
     for e in episodes:
-        for t in e.transitions:
-            prompt = lm.encode(" " + render_policy(e.task.instruction, t.state))
-            action = lm.encode(f" {t.action}")
-            trees.append(Tree(tuple(prompt[:-1]), (Segment((prompt[-1], *action, lm.eos), len(action) + 1),)))
+        turns = [Turn(e.task.instruction, t.state, (), e.transitions[:i]) for i, t in enumerate(e.transitions)]
+        for prompt, t in zip(context.prompts(lm, turns), e.transitions, strict=True):
+            reply = lm.encode(context.reply(t.action))
+            trees.append(Tree(tuple(prompt[:-1]), (Segment((prompt[-1], *reply, lm.eos), len(reply) + 1),)))
     return trees
 
 

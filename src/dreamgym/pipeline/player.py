@@ -5,9 +5,12 @@
 A local model trained here, a pretrained chat LLM fine-tuned here, or a server; optional extras are imported where they are needed.
 """
 
+from functools import partial
+
 from dreamgym.core.errors import ConfigError
 from dreamgym.endpoint.config import Chat, EndpointConfig
 from dreamgym.envs.adapter import load_object
+from dreamgym.experience.cautious import Cautious
 from dreamgym.experience.endpoint import EndpointExperienceModel
 from dreamgym.experience.fidelity import Draw, local_draws
 from dreamgym.experience.model import ExperienceModel, LocalExperienceModel
@@ -17,12 +20,12 @@ from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.config import Opinion, Remote, RunConfig
 from dreamgym.pipeline.logs import load_logs
 from dreamgym.pipeline.run import LOGS, Run
-from dreamgym.replay.buffer import ReplayBuffer
+from dreamgym.replay.buffer import ReplayBuffer, Retrieval
 
 
 def prompt_config(config: RunConfig) -> ExperienceConfig:
     p = config.experience.prompt
-    return ExperienceConfig(reasoning=p.reasoning, sheet=p.sheet, k=p.k, history=p.history, budget=p.budget)
+    return ExperienceConfig(**p.model_dump())
 
 
 def server(config: EndpointConfig) -> Chat:
@@ -39,7 +42,9 @@ def experience_model(run: Run, tasks_seen: bool = False) -> tuple[ExperienceMode
     if config.k:
         buffer.add(load_logs([run.path(LOGS)]))
     model = _player(run, config.model_copy(update={"same_task": tasks_seen}), buffer)
-    opinion = run.config.experience.second_opinion
+    opinion, unsure = run.config.experience.second_opinion, run.config.experience.uncertainty
+    if unsure:
+        model = Cautious(model, partial(_draws_under, model), buffer.snapshot(), unsure.samples, unsure.above)
     return (SecondOpinion(model, _verifier(opinion)) if opinion else model), buffer
 
 
@@ -66,15 +71,19 @@ def _verifier(opinion: Opinion) -> Verifier:
 
 
 def _inner(model: ExperienceModel) -> ExperienceModel:
-    """The experience model itself, without a second opinion."""
-    return model.model if isinstance(model, SecondOpinion) else model
+    """The experience model itself, without second opinion and caution."""
+    return _inner(model.model) if isinstance(model, SecondOpinion | Cautious) else model
+
+
+def _draws_under(model: ExperienceModel, retrieval: Retrieval) -> Draw:
+    player = _inner(model)
+    assert isinstance(player, LocalExperienceModel | EndpointExperienceModel)
+    return local_draws(player.lm, player.config, retrieval) if isinstance(player, LocalExperienceModel) else player.draw
 
 
 def draws(model: ExperienceModel, buffer: ReplayBuffer) -> Draw:
     """Further predictions of ``model`` at temperature 1, its successes verified where they are."""
-    player = _inner(model)
-    assert isinstance(player, LocalExperienceModel | EndpointExperienceModel)
-    found = local_draws(player.lm, player.config, buffer.snapshot()) if isinstance(player, LocalExperienceModel) else player.draw
+    found = _draws_under(model, buffer.snapshot())
     return model.draws(found) if isinstance(model, SecondOpinion) else found
 
 

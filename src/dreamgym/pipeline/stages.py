@@ -16,6 +16,7 @@ from dreamgym.experience.annotate import GenericTeacher, annotate
 from dreamgym.experience.teach import ANNOTATIONS, estimate, summary, teach
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
+from dreamgym.pipeline.acting import actor, context_of
 from dreamgym.pipeline.attack import attack_run
 from dreamgym.pipeline.audit import audit_run
 from dreamgym.pipeline.config import Optimisation, RunConfig
@@ -28,7 +29,7 @@ from dreamgym.pipeline.player import draws, experience_model, prompt_config, rem
 from dreamgym.pipeline.run import LOGS, Run, bar, console, drop_torn_checkpoints, fit_report
 from dreamgym.pipeline.user_logs import read_user_logs
 from dreamgym.rl.grpo import GRPOConfig
-from dreamgym.rl.policy import Policy, Scripted
+from dreamgym.rl.policy import Scripted
 
 ANNOTATED = "annotated.jsonl.xz"
 Summary = dict[str, object]
@@ -50,16 +51,16 @@ def collect(run: Run) -> Summary:
     if config.logs == "collect":
         episodes = _record(run, adapter, counter)
     else:
-        path = shipped(f"logs-{config.env.partition('/')[2]}.jsonl.xz") if config.logs == "shipped" else Path(config.logs)
+        path = shipped(f"logs-{_level(config)}.jsonl.xz") if config.logs == "shipped" else Path(config.logs)
         if config.logs == "shipped" and not path.exists():
             raise ConfigError(f"logs: none are shipped for {config.env}; set logs to 'collect' or to a file of episodes")
-        episodes = load_logs([path]) if config.logs == "shipped" else read_user_logs(path, _evaluated(config, adapter))
+        episodes = shipped_logs(path, adapter) if config.logs == "shipped" else read_user_logs(path, _evaluated(config, adapter))
     if not episodes:
         raise DataError(f"logs: {config.env} recorded no episode; its adapter has no explorers or no training tasks")
     write_episodes(run.path(LOGS), episodes)
     steps = counter.total or sum(len(e.steps) for e in episodes)
     if config.logs == "shipped":
-        steps = shipped_steps(config.env.partition("/")[2])
+        steps = shipped_steps(_level(config))
     return {
         "episodes": len(episodes),
         "tasks": len({e.task.id for e in episodes}),
@@ -68,6 +69,20 @@ def collect(run: Run) -> Summary:
         "real_steps": steps,
         "counts": counts(episodes),
     }
+
+
+def _level(config: RunConfig) -> str:
+    return config.env.removeprefix("textworld/").partition("/")[0]
+
+
+def shipped_logs(path: Path, adapter: Adapter) -> list[Episode]:
+    """The logs of a level, as its adapter's view would have recorded them."""
+    episodes = load_logs([path])
+    if getattr(adapter, "view", "carried") == "carried":
+        return episodes
+    from dreamgym.envs.textworld.view import projected
+
+    return [projected(e) for e in episodes]
 
 
 def shipped_steps(level: str) -> int:
@@ -186,19 +201,21 @@ def warm_start_policy(run: Run) -> Summary:
     """Behaviour cloning of the limited demonstrations: the policy before any reinforcement learning."""
     config = run.config
     demos = demonstrations(load_logs([run.path(LOGS)]), config.sft.demonstrations)
-    _check_actions(LocalLM.load(base_path(run)), demos, config.action_tokens)
+    _check_actions(LocalLM.load(base_path(run)), demos, config)
     drop_torn_checkpoints(run.path("sft/checkpoints"))
     with bar() as progress:
-        warm_start(base_path(run), demos, fit_config(config.sft.fit, config.seed), run.path("sft"), fit_report(progress, "warm start"))
+        fit, report = fit_config(config.sft.fit, config.seed), fit_report(progress, "warm start")
+        warm_start(base_path(run), demos, fit, run.path("sft"), report, context_of(config))
     return {"demonstrations": len(demos), "steps": sum(len(e.transitions) for e in demos)}
 
 
-def _check_actions(lm: LocalLM, demos: Sequence[Episode], limit: int) -> None:
+def _check_actions(lm: LocalLM, demos: Sequence[Episode], config: RunConfig) -> None:
     """A demonstrated action that the policy has not the tokens for would be taught and never said."""
+    limit, context = config.policy.tokens, context_of(config)
     for action in sorted({t.action for e in demos for t in e.transitions}):
-        tokens = len(lm.encode(f" {action}")) + 1
+        tokens = len(lm.encode(context.reply(action))) + 1
         if tokens > limit:
-            raise ConfigError(f"action_tokens: the demonstrated action {action!r} has {tokens} tokens with its end; raise action_tokens"
+            raise ConfigError(f"policy.tokens: the demonstrated action {action!r} has {tokens} tokens with its end; raise policy.tokens"
                               f" from {limit} to {tokens} or more")  # fmt: skip
 
 
@@ -225,11 +242,15 @@ def train_policy(run: Run) -> Summary:
     if dreaming:
         check_audit(run)
     model, buffer = experience_model(run, tasks_seen=True) if dreaming else (None, None)
-    rl = GRPORun(run.path("sft"), grpo_config(config), tasks, adapter, run.path("policy_run"), model, buffer, counter)
+    rl = GRPORun(run.path("sft"), grpo_config(config), tasks, adapter, run.path("policy_run"), model, buffer, counter, context_of(config))
     with bar() as progress:
         task = progress.add_task("GRPO", total=config.rl.iterations, completed=rl.iteration)
 
         def report(m: dict[str, float]) -> None:
+            if m["identical_groups"] > 0.5 and m["reward"] < 0.9:
+                share = f"[yellow]iteration {m['iteration']:.0f}: in {m['identical_groups']:.0%} of the groups[/yellow]"
+                alike = "all members acted alike and were answered alike: they teach nothing"
+                progress.console.print(f"  {share} {alike} (tasks too easy or too hard, or a warm start that is too sure)")
             where = "dream reward" if dreaming else "real reward"
             progress.update(task, advance=1, description=f"GRPO {where} {m['reward']:.2f} invalid {m['invalid']:.2f}")
 
@@ -280,7 +301,8 @@ def grpo_config(config: RunConfig) -> GRPOConfig:
         negative=r.negative,
         passes=r.passes,
         row_length=r.row_length,
-        action_tokens=config.action_tokens,
+        invalid_action_penalty=r.invalid_action_penalty,
+        action_tokens=config.policy.tokens,
         seed=config.seed,
     )
 
@@ -291,7 +313,7 @@ def evaluate(run: Run, arm: str) -> Summary:
     counter = RealSteps()
     panel = config.evaluation.panel
     tasks = _panel(adapter, panel, config.evaluation.games)
-    policy = Policy(LocalLM.load(run.path(arm)), config.evaluation.temperature, config.action_tokens)
+    policy = actor(LocalLM.load(run.path(arm)), config)
     played = play_real(policy, adapter, seats_for(tasks, config.seed), counter, panel, arm)
     episodes = [r.episode for r in played]
     write_episodes(run.path(f"eval-{arm}-{panel}.jsonl"), episodes)

@@ -22,6 +22,8 @@ from dreamgym.core.types import Episode, StopReason
 from dreamgym.pipeline.config import load_config
 from dreamgym.pipeline.results import successes_by_task
 from dreamgym.pipeline.stats import paired_interval
+from dreamgym.report.chart import Chart, Series, whole_ticks
+from dreamgym.report.long_audit import long_audit_view
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -33,7 +35,8 @@ SHOWN = 10
 """Episodes shown of each kind, and examples of errors."""
 ENDS = {StopReason.WON: "won", StopReason.LOST: "lost", StopReason.MAX_STEPS: "step cap reached, not won",
         StopReason.ABANDONED: "actions used up, not won", StopReason.INVALID_REPLY: "invalid: the reply could not be parsed",
-        StopReason.INVALID_CHANGE: "invalid: the change did not fit the state", StopReason.INVALID_ENV: "invalid: the environment failed"}
+        StopReason.INVALID_CHANGE: "invalid: the change did not fit the state", StopReason.INVALID_ENV: "invalid: the environment failed",
+        StopReason.INVALID_UNCERTAIN: "invalid: the experience model was not sure"}
 
 
 def write_report(folder: Path) -> Path:
@@ -80,7 +83,10 @@ class RunFiles:
         self.folder, self.config = folder, load_config(saved)
         self.config_text = saved.read_text(encoding="utf-8")
         self.stages: dict[str, Json] = {p.stem: dict(read_json(p)) for p in sorted((folder / "stages").glob("*.json"))}
-        self.audit, self.results = (dict(read_json(p)) if p.exists() else None for p in (folder / "audit.json", folder / "results.json"))
+        self.audit, self.results, self.fidelity, self.attacks = (
+            dict(read_json(p)) if p.exists() else None
+            for p in (folder / f"{name}.json" for name in ("audit", "results", "fidelity", "attacks"))
+        )
         self.metrics: list[Json] = [m for _, m, _ in json_lines(folder / "policy_run/metrics.jsonl")]
         self.evaluations = self._evaluations()
         self.twins = self._twins()
@@ -159,8 +165,15 @@ def context(run: RunFiles) -> Json:
     return {"name": run.folder.resolve().name, "config": run.config, "config_text": run.config_text, "results": run.results or {},
             "stages": run.stages, "command": command, "dreaming": dreaming, "evaluations": evaluations, "metrics": run.metrics,
             "budget": budget(run, dreaming), "charts": charts(run.metrics, dreaming, evaluations), "groups": browse(run, dreaming),
-            "audit": run.audit, "errors": error_examples(run.audit or {}),
+            "audit": run.audit, "long": _long(run), "attacks": run.attacks, "errors": error_examples(run.audit or {}),
             "longest": max((number_of(s, "wall_s") for s in run.stages.values()), default=0.0)}
+
+
+def _long(run: RunFiles) -> Json | None:
+    try:
+        return long_audit_view(run.fidelity)
+    except KeyError as e:
+        raise DataError(f"{run.folder / 'fidelity.json'}: lacks the field {e}; delete it and run: dreamgym audit --long") from e
 
 
 def number_of(data: Json, key: str) -> float:
@@ -244,18 +257,7 @@ def _effect(episode: Episode | None, i: int) -> Json | None:
     return {"removed": t.removed, "added": t.added, "none": t.reward is not None and not t.change, "end": end}
 
 
-@dataclass(frozen=True)
-class Series:
-    """Points (finished iterations, share) of one kind; ``style`` is a class of the style sheet."""
-
-    name: str
-    style: str
-    marker: str
-    points: list[tuple[float, float]]
-    joined: bool = False
-
-
-def charts(metrics: list[Json], dreaming: bool, evaluations: list[Json]) -> list[Json]:
+def charts(metrics: list[Json], dreaming: bool, evaluations: list[Json]) -> list[Chart]:
     """Success and health per iteration. The x axis counts finished iterations, so a probe lies right of its rollouts."""
     def at(key: str, shift: int = 0) -> list[tuple[float, float]]:
         return [(number_of(x, "iteration") + shift, number_of(x, key)) for x in metrics if key in x]
@@ -273,10 +275,9 @@ def charts(metrics: list[Json], dreaming: bool, evaluations: list[Json]) -> list
     health = [Series("share of invalid episodes", "s-invalid", "ring", at("invalid"), joined=True),
               Series("share of groups without variance (nothing to learn)", "s-zero", "ring", at("zero_variance_groups"), joined=True),
               Series("share of steps that changed nothing", "s-idle", "ring", at("no_effect"), joined=True)]
-    step = next((s for s in (1, 2, 5, 10, 20, 50, 100, 200) if 7 * s >= end), math.ceil(end / 7))
-    ticks = range(0, int(end) + 1, step)
-    return [{"title": t, "end": end, "ticks": ticks, "series": s} for t, s in (
-        ("Training reward and real success", reward), (f"Health of the {'dreamed' if dreaming else 'real'} training episodes", health))]
+    where = "dreamed" if dreaming else "real"
+    titled = (("Training reward and real success", reward), (f"Health of the {where} training episodes", health))
+    return [Chart(title, "finished iterations", end, whole_ticks(end), series) for title, series in titled]
 
 
 def percent(value: object, unit: str = " %") -> str:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from dreamgym.core.types import Task, Transition
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack
-from dreamgym.rl.objectives import clipped_loss, group_advantages, step_advantages
+from dreamgym.rl.objectives import clipped_loss, group_advantages, malformed_advantage, step_advantages
 from dreamgym.rl.policy import ACTION_TOKENS
 from dreamgym.rl.rollout import Rollout, Seat
 
@@ -42,6 +42,8 @@ class GRPOConfig(BaseModel):
     negative: float = 0.1
     """Weight of negative advantages. Pushing an action down leaves open what rises instead: with weight 1, steps of this length
     undo a warm start within a few iterations (docs/results.md). 1 = plain GRPO."""
+    invalid_action_penalty: float = 0.0
+    """Off the return of a step whose reply was malformed (``malformed_advantage``)."""
     passes: int = 2
     """Passes over an iteration's samples; each pass is at most ``updates`` optimiser steps (fewer where few rows have an advantage)."""
     updates: int = 8
@@ -87,7 +89,11 @@ class GRPOTrainer:
         for r in rollouts:
             groups[r.episode.task.id].append(episode_return(r))
         advantages = {name: group_advantages(rewards) for name, rewards in groups.items()}
-        trees = policy_trees([(r, advantages[r.episode.task.id][r.episode.member]) for r in rollouts], c.no_effect_penalty, c.negative)
+        malformed = {name: malformed_advantage(rewards, c.invalid_action_penalty) for name, rewards in groups.items()}
+        credited = [
+            (r, step_credit(r, advantages[r.episode.task.id][r.episode.member], c, malformed[r.episode.task.id])) for r in rollouts
+        ]
+        trees = policy_trees(credited)
         update = self._update(trees)
         done = time.perf_counter()
         valid = [r for r in rollouts if r.episode.valid]
@@ -100,6 +106,8 @@ class GRPOTrainer:
             "invalid": 1 - len(valid) / len(rollouts),
             "zero_variance_groups": sum(not any(a for a in group if a) for group in advantages.values()) / len(advantages),
             "steps": sum(len(r.samples) for r in rollouts) / len(rollouts),
+            "identical_groups": identical_groups(rollouts),
+            "malformed": sum(not s.well_formed for r in valid for s in r.samples) / max(len(taken), 1),
             "no_effect": sum(not has_effect(t) for t in taken) / max(len(taken), 1),
             "transitions": float(sum(len(r.samples) for r in rollouts)),
             "surprisal": -sum(tokens) / max(len(tokens), 1),
@@ -186,14 +194,27 @@ def has_effect(step: Transition) -> bool:
     return bool(step.removed or step.added) or step.outcome != "go"
 
 
-def policy_trees(rollouts: Sequence[tuple[Rollout, float | None]], penalty: float | None, negative: float) -> list[Tree]:
-    """Samples of valid episodes that have a non-zero advantage, those with the same prompt sharing it."""
+def identical_groups(rollouts: Sequence[Rollout]) -> float:
+    """Share of groups whose members all acted alike and were answered alike: there is nothing to compare in them."""
+    groups: dict[str, set[tuple[Transition, ...]]] = {}
+    for r in rollouts:
+        groups.setdefault(r.episode.task.id, set()).add(r.episode.transitions)
+    return sum(len(ways) == 1 for ways in groups.values()) / max(len(groups), 1)
+
+
+def step_credit(rollout: Rollout, advantage: float | None, config: GRPOConfig, malformed: float) -> list[float]:
+    """The advantage of each step of an episode; empty for an invalid one. ``malformed``: what a malformed reply costs."""
+    if advantage is None:
+        return []
+    credit = step_advantages(advantage, [has_effect(t) for t in rollout.episode.transitions], config.no_effect_penalty, config.negative)
+    return [a if s.well_formed else a - malformed for s, a in zip(rollout.samples, credit, strict=True)]
+
+
+def policy_trees(rollouts: Sequence[tuple[Rollout, Sequence[float]]]) -> list[Tree]:
+    """Samples that have a non-zero advantage, those with the same prompt sharing it. Advantages: one per step, none where invalid."""
     by_prompt: dict[tuple[int, ...], list[Segment]] = {}
-    for rollout, advantage in rollouts:
-        if advantage is None:
-            continue
-        credit = step_advantages(advantage, [has_effect(t) for t in rollout.episode.transitions], penalty, negative)
-        for s, a in zip(rollout.samples, credit, strict=True):
+    for rollout, advantages in rollouts:
+        for s, a in zip(rollout.samples if advantages else (), advantages, strict=True):
             if a:
                 by_prompt.setdefault(s.prompt[:-1], []).append(Segment((s.prompt[-1], *s.ids), len(s.ids), a))
     return [Tree(prefix, tuple(segments)) for prefix, segments in by_prompt.items()]

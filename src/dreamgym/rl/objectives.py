@@ -24,6 +24,15 @@ def group_advantages(rewards: Sequence[float | None]) -> list[float | None]:
     return [None if r is None else 0.0 if sd < ZERO_VARIANCE else (r - mean) / sd for r in rewards]
 
 
+def malformed_advantage(rewards: Sequence[float | None], penalty: float) -> float:
+    """``penalty``, taken off the return of a malformed step, in the units of its group's advantages (reward units without variance).
+
+    verl-agent's invalid-action penalty (DreamGym follows its settings, 0.1); ``rewards`` are those of the step's group.
+    """
+    sd = pstdev([r for r in rewards if r is not None] or [0.0])
+    return penalty / (sd if sd >= ZERO_VARIANCE else 1.0)
+
+
 def step_advantages(advantage: float, effective: Sequence[bool], penalty: float | None, negative: float) -> list[float]:
     """The advantage of each step of an episode: the episode's, but for steps without effect min(advantage, 0) - ``penalty``.
 

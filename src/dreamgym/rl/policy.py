@@ -1,7 +1,7 @@
-"""The policy: a causal LM that reads instruction and state and writes one free-form action per turn.
+"""The policy: a causal LM that reads a turn, as its context shows it, and writes one free-form action.
 
 Each step is its own sample (*step-wise* context policy): the prompt is rendered once, the sampled ids are what is trained
-on. Actions are read up to the end token; a reply without one is cut at the budget and taken as it is.
+on. Replies are read up to the end token; one without it is cut at the budget and taken as it is.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,22 +10,14 @@ from typing import Protocol
 
 import numpy as np
 
-from dreamgym.core.grammar import render_policy
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.state import State
 from dreamgym.lm.local import LocalLM
+from dreamgym.rl.context import Context, StateContext, Turn
 
+STATE_CONTEXT = StateContext()
 ACTION_TOKENS = 12
-"""Tokens of one action with its end; enough for a command of the cooking games in the shipped tokenizer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What the policy sees at one step; ``key`` names the draw: (seed, iteration, task, member, turn)."""
-
-    instruction: str
-    state: State
-    key: tuple[str | int, ...]
+"""Tokens of one reply with its end; enough for a command of the cooking games in the shipped tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +28,8 @@ class Sample:
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     action: str
+    well_formed: bool = True
+    """Whether the reply had the form that the context asks for."""
 
 
 class Actor(Protocol):
@@ -57,13 +51,17 @@ class Scripted:
 class Policy:
     """The trained policy."""
 
-    def __init__(self, lm: LocalLM, temperature: float, action_tokens: int = ACTION_TOKENS) -> None:
+    def __init__(
+        self, lm: LocalLM, temperature: float, action_tokens: int = ACTION_TOKENS, context: Context = STATE_CONTEXT
+    ) -> None:
         self.lm = lm
         self.temperature = temperature
         self.action_tokens = action_tokens
+        self.context = context
 
     def act(self, turns: Sequence[Turn]) -> list[Sample]:
-        prompts = self.lm.encode_batch([" " + render_policy(t.instruction, t.state) for t in turns])
+        prompts = self.context.prompts(self.lm, turns)
         draws = [keyed_rng("policy", *t.key) for t in turns]
         replies = self.lm.generate(prompts, self.action_tokens, self.temperature, draws)
-        return [Sample(tuple(p), g.ids, g.logprobs, " ".join(self.lm.decode(g.ids).split())) for p, g in zip(prompts, replies, strict=True)]
+        read = [self.context.read(self.lm.decode(g.ids)) for g in replies]
+        return [Sample(tuple(p), g.ids, g.logprobs, *r) for p, g, r in zip(prompts, replies, read, strict=True)]

@@ -14,7 +14,8 @@ from dreamgym.core.lockstep import BatchFunction, Lockstep
 from dreamgym.core.record import stop_of, transition_of
 from dreamgym.core.state import state_of_text
 from dreamgym.core.types import Episode, Source, StopReason, Task, Transition
-from dreamgym.rl.policy import Actor, Sample, Turn
+from dreamgym.rl.context import Turn
+from dreamgym.rl.policy import Actor, Sample
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ async def _episode(seat: Seat, env: Env, lockstep: Lockstep, source: Source, env
         instruction = str(info.get("instruction", task.instruction))
         task = task.model_copy(update={"instruction": instruction, "first_state": state})
         while stop is None:
-            turn = Turn(instruction, state, (seat.seed, seat.iteration, seat.task.id, seat.member, len(steps)))
+            turn = Turn(instruction, state, (seat.seed, seat.iteration, seat.task.id, seat.member, len(steps)), tuple(steps))
             sample = await lockstep.call("policy", turn.key, turn)
             assert isinstance(sample, Sample)
             answer = await env.step(sample.action)

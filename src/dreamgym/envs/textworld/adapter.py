@@ -13,23 +13,28 @@ from dreamgym.envs.textworld.behaviours import Scene, anything, expert, near_mis
 from dreamgym.envs.textworld.collect import DEMONSTRATIONS, Recorder
 from dreamgym.envs.textworld.env import ENV, TextWorldEnv, look_at
 from dreamgym.envs.textworld.games import CAPS, make_games, parse_task_id
+from dreamgym.envs.textworld.mapper import View
 from dreamgym.envs.textworld.panels import check_game, panels
 from dreamgym.envs.textworld.teacher import CookingTeacher
+from dreamgym.envs.textworld.view import projected
 
 
 class TextWorldAdapter:
-    """One level of the cooking games."""
+    """One level of the cooking games, seen with or without what closed containers were seen to hold."""
 
-    def __init__(self, level: str) -> None:
+    def __init__(self, level: str, view: str = "carried") -> None:
         if level not in CAPS:
             raise ConfigError(f"env: textworld has no level {level!r}; levels are {', '.join(CAPS)}")
+        if view not in ("carried", "current"):
+            raise ConfigError(f"env: textworld has no view {view!r}; views are carried, current")
         self.level = level
+        self.view: View = "current" if view == "current" else "carried"
         self.name = ENV
         self.cap = CAPS[level]
         self.teacher = CookingTeacher()
 
     def env(self, counter: RealSteps) -> Env:
-        return TextWorldEnv(counter)
+        return TextWorldEnv(counter, self.view)
 
     def tasks(self, panel: Panel, limit: int) -> list[Task]:
         """Tasks by id alone (instruction and first state are read at reset), their games compiled and checked."""
@@ -45,7 +50,8 @@ class TextWorldAdapter:
             check_game(game)
             level, number = parse_task_id(game.task)
             task = look_at(level, number, "train", counter)
-            yield from Recorder(counter, seed, demonstrator).game(task, demonstrate=i < demonstrations)
+            recorded = Recorder(counter, seed, demonstrator).game(task, demonstrate=i < demonstrations)
+            yield from recorded if self.view == "carried" else map(projected, recorded)
 
     def explorers(self) -> dict[str, Explorer]:
         """Random, noisy, and two competent cooks, one of whom slips now and then: near misses for the audit."""

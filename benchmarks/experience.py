@@ -1,0 +1,126 @@
+"""``experience.json`` and its tables: how far the experience model can be trusted, and what each of its parts is worth.
+
+    python -m benchmarks.experience        # reads cells and result files, writes benchmarks/results/experience.json
+
+It needs the cells of ``ABLATIONS`` and ``DATA`` (``python -m benchmarks.grid LEVEL METHOD 0 1 2``) and the files of
+``benchmarks.fidelity``, ``benchmarks.adversarial`` (both levels) and ``benchmarks.faults``; it names what is missing.
+"""
+
+import sys
+
+from benchmarks.grid import HERE, LEVELS, SEEDS, cell_path, commit
+from benchmarks.tables import audit_of, cells, console, rates, rows, spread
+from dreamgym.core.files import read_json, write_json
+from dreamgym.pipeline.results import versions
+from dreamgym.pipeline.stats import paired_interval
+
+RESULTS = HERE / "results"
+AUDIT = ("success_precision", "success_recall", "next_state_macro", "next_state_changing", "invalid", "dream_win_precision")
+"""From the audits of the cells of ``grpo_dream``, mean over seeds; the rest comes from the long audit."""
+LONG = ("done_accuracy", "next_state_all", "epsilon_r", "spearman", "optimism", "optimism_dream_trained", "n_policies", "n_episodes")
+ABLATIONS = {
+    "full": ("standard", "grpo_dream"),
+    "no_reasoning": ("standard", "grpo_dream+no_reasoning"),
+    "no_retrieval": ("standard", "grpo_dream+no_retrieval"),
+    "no_sheet": ("standard", "grpo_dream+no_sheet"),
+    "full_easy": ("easy", "grpo_dream"),
+    "history": ("easy", "grpo_dream+history"),
+    "no_history": ("easy", "grpo_dream+no_history"),
+    "k3": ("easy", "grpo_dream+k3"),
+    "best_first": ("easy", "grpo_dream+best_first"),
+    "generic_teacher": ("easy", "grpo_dream+generic_teacher"),
+}
+"""Each row's level and method. ``no_history`` stands beside ``history``: both see only what is visible now."""
+AGAINST = {"full_easy": "full_easy", "no_history": "history"}
+AGAINST |= dict.fromkeys(("history", "k3", "best_first", "generic_teacher"), "full_easy")
+"""The row that a row is paired with; ``full`` for the others."""
+DATA = {n: f"grpo_dream+{n // 1000}k_steps" for n in (2_000, 10_000, 20_000, 40_000)}
+"""Data efficiency on *easy*, by logged steps."""
+UNCERTAINTY = ("easy", "grpo_dream+no_reasoning_cautious", "grpo_dream+no_reasoning")
+Json = dict[str, object]
+
+
+def missing() -> list[str]:
+    """Cells and files that are not there."""
+    wanted = [*ABLATIONS.values(), *(("easy", m) for m in DATA.values()), *((UNCERTAINTY[0], m) for m in UNCERTAINTY[1:])]
+    absent = [f"{level} {method} seed {s}" for level, method in wanted for s in SEEDS if not cell_path(level, method, s).exists()]
+    files = [f"{name}-{level}.json" for name in ("fidelity", "adversarial") for level in LEVELS] + ["faults.json"]
+    return absent + [name for name in files if not (RESULTS / name).exists()]
+
+
+def audit_result(level: str) -> Json:
+    found, long = audit_of(level, "grpo_dream"), read_json(RESULTS / f"fidelity-{level}.json")
+    calibration, variation = long["calibration"], long["epsilon_p"]
+    assert isinstance(calibration, dict)
+    assert isinstance(variation, dict)
+    return {**{k: found[k] for k in AUDIT}, **{k: long[k] for k in LONG}, "epsilon_p": variation["mean"], "ece": calibration["ece"]}
+
+
+def ablation(name: str) -> Json:
+    level, method = ABLATIONS[name]
+    base_level, base_method = ABLATIONS[AGAINST.get(name, "full")]
+    ours, theirs = ([rows(c, "real") for c in cells(lv, m)] for lv, m in ((level, method), (base_level, base_method)))
+    return {
+        "level": level,
+        "real_success": rates(level, method),
+        "dream_success": rates(level, method, "dream"),
+        "audit": audit_of(level, method),
+        "against": AGAINST.get(name, "full"),
+        "paired_interval": paired_interval(ours, theirs, (name, AGAINST.get(name, "full"))),
+    }
+
+
+def adversarial() -> Json:
+    """Both levels together."""
+    found = [read_json(RESULTS / f"adversarial-{level}.json") for level in LEVELS]
+    total = {k: sum(int(str(f[k])) for f in found) for k in ("n", "granted", "due", "due_granted")}
+    return {**total, "kinds": max(int(str(f["kinds"])) for f in found)}
+
+
+def result() -> Json:
+    level, cautious, plain = UNCERTAINTY
+    faults = read_json(RESULTS / "faults.json")
+    return {
+        "audit": {level: audit_result(level) for level in LEVELS},
+        "ablations": {name: ablation(name) for name in ABLATIONS},
+        "data_efficiency": {str(n): {"real_success": rates("easy", m), "audit": audit_of("easy", m)} for n, m in DATA.items()},
+        "adversarial": adversarial(),
+        "faults": {k: faults[k] for k in ("episodes", "valid", "invalid", "lost", "accidental_rewards", "time_ratio")},
+        "uncertainty": {
+            "auroc": {lv: read_json(RESULTS / f"fidelity-{lv}.json")["uncertainty_auroc"] for lv in LEVELS},
+            "level": level,
+            "experience_model": "no_reasoning",
+            "real_success_with": rates(level, cautious),
+            "real_success_without": rates(level, plain),
+        },
+        "commit": commit(),
+        "versions": versions(),
+    }
+
+
+def table() -> str:
+    """Markdown: the rows that have cells."""
+    lines = [["level", "experience model", "seeds", "real success", "dreamed (no result)", *(k.replace("_", " ") for k in AUDIT)]]
+    lines.append(["---"] * len(lines[0]))
+    named = [*ABLATIONS.items(), *((f"{n:,} logged steps", ("easy", m)) for n, m in DATA.items())]
+    for name, (level, method) in [*named, ("no_reasoning, cautious", UNCERTAINTY[:2])]:
+        found, a = cells(level, method), audit_of(level, method)
+        if found:
+            shown = [f"{a[k]:.3f}" if k in a else "-" for k in AUDIT]
+            seeds = ", ".join(str(c["seed"]) for c in found)
+            lines.append([level, name, seeds, spread(rates(level, method)), spread(rates(level, method, "dream")), *shown])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> int:
+    console.print(f"{table()}\n", soft_wrap=True, markup=False)
+    if absent := missing():
+        console.print(f"experience.json is not written: {len(absent)} cells and files are missing: {', '.join(absent[:6])} ...")
+        return 1
+    write_json(RESULTS / "experience.json", result())
+    console.print(f"written: {RESULTS / 'experience.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Does an edit change results? Cells stay valid through an edit that provably does not.
+
+    python -m benchmarks.neutral REV      # the code of a git revision against the working tree; about ten minutes on two cores
+
+A cell's name holds a hash of the modules that decide it, so that an edit of them makes the grid start anew. This command plays a
+small form of every kind of cell on both levels (models trained for some steps; then, with the full-size models of
+``benchmarks/work``, GRPO, evaluation and audit, each ablation of the experience model too), once with the code of REV and once with
+the working tree, and compares all that comes out: weights byte by byte, records key by key, times left out (an edit may add keys).
+Where all is equal, the new hashes go into ``results/same_code.json``, through which the grid finds the cells made before the edit;
+otherwise it names the files and ends with 1.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+HERE = Path(__file__).parent
+TIMES = ("wall_s", "shared_wall_s", "rollout_s", "update_s", "peak_rss_gib", "commit", "versions", "config", "config_hash", "code")
+"""Keys whose values may differ: how long it took, and which code it was."""
+LOGGED = 12_000
+"""Steps of the logs in the small form."""
+METHODS = ("sft", "grpo_real", "grpo_dream", "grpo_dream+no_reasoning", "grpo_dream+no_retrieval", "grpo_dream+no_sheet")
+
+
+def small_form(level: str, out: Path) -> None:
+    """Runs inside a tree of its own: that tree's grid, with smaller numbers, into ``out``."""
+    import torch
+
+    import benchmarks.grid as grid
+
+    torch.set_num_threads(1)
+    models = {kind: newest(f"{level}-{kind}*") for kind in ("experience-full", "sft-s0")}
+    grid.WORK, grid.CELLS = out / "trained", out / "cells"
+    grid.TEST_GAMES, grid.PROBE, grid.GRPO = 6, {"every": 2, "games": 4}, {level: {"iterations": 2, "tasks": 12, "group": 3}}
+    grid.SFT = {level: {**grid.SFT[level], "epochs": 0.5}}
+    grid.EXPERIENCE = {level: {**grid.EXPERIENCE[level], "epochs": 0.1}}
+
+    def small_cell(method: str) -> grid.Cell:
+        cell = grid.Cell(level, method, 0)
+        cell.logs = cell.known = grid.first_steps(cell.logs, LOGGED)
+        cell.tasks = grid.tasks_of(cell.known)
+        return cell
+
+    for method in METHODS:
+        cell = small_cell(method)
+        if method.startswith("grpo_dream"):
+            cell.experience()
+        cell.warm()
+    grid.WORK = out / "played"
+    for training, model in (("warm_start", "sft-s0"), ("train_experience", "experience-full")):
+        setattr(grid, training, copy_of(models[model], out))
+    for method in METHODS:
+        small_cell(method).run()
+    own = getattr(grid, "own_hash", grid.code_hash)
+    (out / "code.json").write_text(json.dumps({kind: own(level, kind) for kind in grid.DECIDES}))
+
+
+def newest(pattern: str) -> Path:
+    found = sorted((p.parent for p in (HERE / "work").glob(f"{pattern}/config.json")), key=lambda p: p.stat().st_mtime)
+    if not found:
+        sys.exit(f"error: benchmarks/work has no {pattern}; fix: python -m benchmarks.grid LEVEL grpo_dream 0")
+    return found[-1]
+
+
+def copy_of(model: Path, out: Path) -> Callable[..., None]:
+    """In place of a training: the finished model, into the one argument that is a folder under ``out``."""
+
+    def copy(*words: object, **_: object) -> None:
+        folder = next(w for w in words if isinstance(w, Path) and w.is_relative_to(out))
+        shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints"))
+
+    return copy
+
+
+def outcome(out: Path) -> dict[str, object]:
+    """Each file that came out, by its name without hashes: records, or the hash of weights; optimiser states show in the weights."""
+    found: dict[str, object] = {}
+    kinds = (".json", ".jsonl", ".safetensors")
+    for path in sorted(p for p in out.rglob("*") if p.suffix in kinds and p.name != "code.json"):
+        data = path.read_bytes()
+        name = re.sub(r"-[0-9a-f]{10}\b", "", str(path.relative_to(out)))
+        if path.suffix == ".safetensors":
+            found[name] = hashlib.blake2b(data).hexdigest()
+        else:
+            found[name] = [json.loads(text) for text in (data.decode().splitlines() if path.suffix == ".jsonl" else [data])]
+    return found
+
+
+def same_as(old: object, new: object) -> bool:
+    """Whether ``new`` says what ``old`` says; times aside, and further keys allowed."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return all(k in TIMES or (k in new and same_as(v, new[k])) for k, v in old.items())
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(same_as, old, new))
+    return old == new
+
+
+def play(tree: Path, level: str, out: Path) -> subprocess.Popen[bytes]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tree / 'src'}:{tree}"}
+    words = [sys.executable, __file__, "--small", level, str(out)]
+    return subprocess.Popen(words, cwd=tree, env=env, stdout=subprocess.DEVNULL)
+
+
+def main(rev: str) -> int:
+    console = Console(highlight=False)
+    same_file = HERE / "results" / "same_code.json"
+    same = json.loads(same_file.read_text()) if same_file.exists() else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        before = Path(scratch) / "tree"
+        subprocess.run(["git", "worktree", "add", "--detach", "--quiet", str(before), rev], cwd=HERE, check=True)
+        try:
+            after = Path(scratch) / "edited"  # a copy, so that the tree may be edited on meanwhile
+            for part in ("src", "benchmarks"):
+                shutil.copytree(HERE.parent / part, after / part, ignore=shutil.ignore_patterns("work", "results", "__pycache__"))
+            shutil.copytree(HERE / "results", after / "benchmarks" / "results", ignore=shutil.ignore_patterns("cells"))
+            different = 0
+            for level in ("easy", "standard"):
+                outs = {name: Path(scratch) / level / name for name in ("before", "after")}
+                runs = [play(tree, level, outs[name]) for name, tree in (("before", before), ("after", after))]
+                if any([run.wait() for run in runs]):
+                    sys.exit(f"error: the small form of {level} failed; what it said is above")
+                old, new = outcome(outs["before"]), outcome(outs["after"])
+                changed = sorted(name for name in old.keys() | new.keys() if not same_as(old.get(name), new.get(name)))
+                console.print(f"{level}: {len(old)} files, {len(changed)} differ", *changed[:10], sep="\n  ")
+                different += len(changed)
+                codes = [json.loads((out / "code.json").read_text()) for out in outs.values()]
+                if not changed:
+                    same |= {codes[1][kind]: codes[0][kind] for kind in codes[0] if codes[1][kind] != codes[0][kind]}
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", str(before)], cwd=HERE, check=True)
+    same_file.write_text(json.dumps(same, indent=1, sort_keys=True) + "\n")
+    return int(different > 0)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--small"]:
+        small_form(sys.argv[2], Path(sys.argv[3]))
+    elif len(sys.argv) == 2:
+        sys.exit(main(sys.argv[1]))
+    else:
+        sys.exit(__doc__)
