@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dreamgym import buffer_cli
 from dreamgym.core.errors import DreamgymError, MissingExtraError
 from dreamgym.pipeline.config import load_config
 from dreamgym.pipeline.run import Run, console
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(buffer_cli.app, name="buffer")
 RunFolder = Annotated[Path, typer.Option("--run", help="Run directory; stages that finished there before are not redone.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; see `dreamgym config` for all keys and defaults.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, e.g. rl.iterations=20 experience.prompt.reasoning=false")]

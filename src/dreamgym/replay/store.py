@@ -78,6 +78,7 @@ class EpisodeStore:
         self._codes: dict[str, int] = {}
         self._ids: list[int] = []
         self._starts: list[int] = []
+        self._places: dict[int, int] = {}
         self.episode = lru_cache(maxsize=20_000)(self._episode)
         self.refresh()
         if self.mode == "rw":
@@ -109,6 +110,7 @@ class EpisodeStore:
                 "evicted": per_step([NEVER] * len(rows)),
             })  # fmt: skip
             self._starts += (first + np.concatenate([[0], np.cumsum(sizes[:-1])])).astype(int).tolist()
+            self._places |= {self._code(f"e:{r[1]}"): len(self._ids) + i for i, r in enumerate(rows)}
             self._ids += [r[0] for r in rows]
         place = {number: i for i, number in enumerate(self._ids)} if self.mode == "ro" or rows else {}
         for number, generation in self.db.execute("SELECT id, evicted FROM episode WHERE evicted IS NOT NULL") if place else ():
@@ -124,6 +126,10 @@ class EpisodeStore:
     def span(self, place: int) -> slice:
         """The steps of the episode at ``place`` in the order of arrival."""
         return slice(self._starts[place], self._starts[place + 1] if place + 1 < len(self._starts) else len(self))
+
+    def span_of(self, episode: int) -> slice:
+        """The steps of the episode with this number (``number_of``)."""
+        return self.span(self._places[episode])
 
     def number_of(self, name: str) -> int | None:
         """The number of a name that occurs (``e:`` episode, ``t:`` task, ``v:`` environment), else None."""

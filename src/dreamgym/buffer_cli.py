@@ -1,0 +1,108 @@
+"""``dreamgym buffer``: look into a durable replay buffer, search it, check it, make it smaller, move episodes in and out."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from dreamgym.core.errors import DataError
+from dreamgym.core.files import read_episodes, write_episodes
+from dreamgym.core.state import make_state
+from dreamgym.pipeline.run import console
+from dreamgym.replay.buffer import Query
+from dreamgym.replay.columns import NEVER, OUTCOMES
+from dreamgym.replay.database import DATABASE
+from dreamgym.replay.durable import DurableReplay
+from dreamgym.replay.store import EpisodeStore
+from dreamgym.replay.upkeep import compact as compacted
+from dreamgym.replay.upkeep import verify as problems_of
+
+app = typer.Typer(help="A durable replay buffer: a folder that one process writes and many read.", no_args_is_help=True)
+Folder = Annotated[Path, typer.Argument(help="Folder of the buffer.")]
+BATCH = 256
+"""Episodes per commit of an import."""
+
+
+@app.command()
+def stats(folder: Folder) -> None:
+    """What is in it: episodes and steps by source and outcome, generations, encoders, bytes."""
+    store = EpisodeStore(folder, "ro")
+    c, live = store.columns, store.columns["evicted"] == NEVER
+    real = c["real"].astype(bool)
+    table = Table("", "episodes", "steps", *OUTCOMES)
+    for name, mask in (("real", live & real), ("dreamed", live & ~real), ("evicted", ~live)):
+        ends = [f"{int((c['outcome'][mask] == i).sum()):,}" for i in range(len(OUTCOMES))]
+        table.add_row(name, f"{len(set(c['episode'][mask].tolist())):,}", f"{int(mask.sum()):,}", *ends)
+    console.print(table)
+    console.print(f"tasks: {len(set(c['task'].tolist())):,}; last generation: {int(c['generation'].max()) if len(store) else 0}")
+    for number, e in store.encoders().items():
+        share, role = float(store.filled(number).mean()) if len(store) else 1.0, "serving" if number == store.serving() else "not serving"
+        console.print(f"encoder {e.name} (revision {e.revision}, {e.dimension} dimensions): {share:.1%} of the steps, {role}")
+    sizes = Counter({p.name: p.stat().st_blocks * 512 for p in store.folder.iterdir() if p.name == DATABASE or p.suffix == ".f32"})
+    console.print("; ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in sorted(sizes.items())))
+
+
+@app.command()
+def verify(folder: Folder) -> None:
+    """Read everything and hold it against its checksums; exit code 1 where something is wrong."""
+    store = EpisodeStore(folder, "ro")
+    problems = problems_of(store)
+    for problem in problems:
+        console.print(problem, markup=False)
+    if problems:
+        raise DataError(f"{folder}: {len(problems)} problems; restore it from a copy, or export what can be read")
+    console.print(f"{store.places():,} episodes, {len(store):,} steps: all whole")
+
+
+@app.command()
+def compact(folder: Folder) -> None:
+    """Drop evicted episodes for good and give their room back; readers may go on meanwhile."""
+    store = EpisodeStore(folder)
+    console.print(f"{compacted(store):,} steps dropped, {len(store):,} left")
+
+
+@app.command("export")
+def export_episodes(folder: Folder, path: Annotated[Path, typer.Argument(help="A .jsonl or .jsonl.xz file to write.")]) -> None:
+    """All episodes that are not evicted, one JSON line each (the format of logs)."""
+    store = EpisodeStore(folder, "ro")
+    write_episodes(path, store.episodes())
+    console.print(f"{sum(1 for _ in store.episodes()):,} episodes written to {path}")
+
+
+@app.command("import")
+def import_episodes(folder: Folder, path: Annotated[Path, typer.Argument(help="A .jsonl or .jsonl.xz file of episodes.")]) -> None:
+    """Add the valid episodes of a file that are not in yet, batch by batch; makes the buffer where there is none."""
+    buffer = DurableReplay(EpisodeStore(folder))
+    read, batch = 0, []
+    before = buffer.store.places()
+    for episode in read_episodes(path):
+        batch.append(episode)
+        read += 1
+        if len(batch) == BATCH:
+            buffer.add(batch)
+            batch = []
+    buffer.add(batch)
+    console.print(f"{read:,} episodes read, {buffer.store.places() - before:,} new; the buffer holds {len(buffer):,} steps")
+
+
+@app.command()
+def search(
+    folder: Folder,
+    action: Annotated[str, typer.Argument(help="The action of the query.")],
+    state: Annotated[list[str] | None, typer.Option(help="A line of the query's state; may be given several times.")] = None,
+    k: Annotated[int, typer.Option(help="How many to show.")] = 5,
+    generation: Annotated[int | None, typer.Option(help="As of this iteration; default: now.")] = None,
+    exclude_task: Annotated[str | None, typer.Option(help="Nothing of this task.")] = None,
+) -> None:
+    """The most similar experiences to (state, action), best first."""
+    buffer = DurableReplay(EpisodeStore(folder, "ro"))
+    query = Query(make_state(state or []), action, exclude_task=exclude_task)
+    table = Table("cosine", "action", "what changed", "end", "episode")
+    for hit in buffer.snapshot(generation).topk([query], k)[0]:
+        t = hit.transition
+        change = [*(f"- {s}" for s in t.removed), *(f"+ {s}" for s in t.added)] or ["nothing"]
+        table.add_row(f"{hit.score:.3f}", escape(t.action), escape("\n".join(change)), t.outcome, escape(f"{hit.episode} ({hit.source})"))
+    console.print(table)

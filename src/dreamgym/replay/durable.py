@@ -1,0 +1,103 @@
+"""A replay buffer over a durable store: real transitions first, dreamed ones added, retrieved as of any iteration.
+
+    buffer = DurableReplay(EpisodeStore(Path("runs/mine/buffer")))
+    buffer.add(episodes)                          # durable when it returns; what is in already is not added again
+    hits = buffer.snapshot().topk([Query(state, action, exclude_episode=e, exclude_task=t)], k=2)
+    earlier = buffer.snapshot(generation=3)       # what rollouts of iteration 3 could find
+
+Real episodes are there from generation 0 on, those dreamed in iteration n from n + 1 on: rollouts of one iteration read one snapshot.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dreamgym.core.errors import DataError, PanelLeakError
+from dreamgym.core.types import Episode
+from dreamgym.replay.buffer import Hit, Query
+from dreamgym.replay.columns import NEVER
+from dreamgym.replay.encoder import HashingEncoder
+from dreamgym.replay.search import Hidden, exact
+from dreamgym.replay.store import EncoderIdentity, EpisodeStore
+
+
+class DurableReplay:
+    """Episodes of ``store``, encoded by ``encoder``. Satisfies ``Replay``."""
+
+    def __init__(self, store: EpisodeStore, encoder: HashingEncoder | None = None) -> None:
+        self.store, self.encoder = store, encoder or HashingEncoder()
+        identity = EncoderIdentity(self.encoder.name, "1", self.encoder.dimension, True)
+        known = next((n for n, i in store.encoders().items() if i == identity), None)
+        if known is None and (store.mode == "ro" or len(store)):
+            held = ", ".join(i.name for i in store.encoders().values()) or "none"
+            raise DataError(f"{store.root}: holds no vectors of the encoder {identity.name} (but of: {held}); open it with one of these")
+        self.number = store.add_encoder(identity, serving=True) if known is None else known
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def add(self, episodes: Iterable[Episode]) -> int:
+        """Append valid episodes that are not in yet, one commit per generation; returns how many steps came in.
+
+        Raises ``PanelLeakError`` on an episode of an evaluation panel; then nothing of this call was added.
+        """
+        before, new = len(self), dict[int, dict[str, Episode]]()
+        for e in episodes:
+            if e.task.panel in ("probe", "test", "unseen"):
+                raise PanelLeakError(f"episode {e.id} belongs to the panel {e.task.panel}: it may be evaluated on, never retrieved")
+            if e.valid and e.steps and self.store.number_of(f"e:{e.id}") is None:
+                new.setdefault(e.policy_version + 1 if e.source == "dream" else 0, {})[e.id] = e
+        for generation, group in sorted(new.items()):
+            name = hashlib.blake2b("\n".join(group).encode(), digest_size=16).hexdigest()
+            vectors = self.encoder.encode([(t.state, t.action) for e in group.values() for t in e.steps])
+            self.store.append(list(group.values()), {self.number: vectors}, name, generation)
+        return len(self) - before
+
+    def snapshot(self, generation: int | None = None) -> "StoreSnapshot":
+        """What is there now, or what was there for the rollouts of an iteration."""
+        return StoreSnapshot(self, len(self), generation)
+
+
+@dataclass(frozen=True)
+class StoreSnapshot:
+    """The first ``size`` steps of a buffer; with ``generation`` those of them that were visible then. Satisfies ``Retrieval``."""
+
+    buffer: DurableReplay
+    size: int
+    generation: int | None = None
+
+    def __len__(self) -> int:
+        return self.size
+
+    def visible(self) -> NDArray[np.bool_]:
+        columns = self.buffer.store.columns
+        gone, came = columns["evicted"][: self.size], columns["generation"][: self.size]
+        return gone == NEVER if self.generation is None else (came <= self.generation) & (gone > self.generation)
+
+    def topk(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
+        """For each query the k nearest by cosine, best first, ties by age; fewer where fewer may be shown."""
+        store, found = self.buffer.store, {}
+        matrix, shown = store.matrix(self.buffer.number)[: self.size], self.visible()
+        for source in {q.source for q in queries}:
+            mine = [i for i, q in enumerate(queries) if q.source == source]
+            visible = shown if source is None else shown & (store.columns["real"][: self.size] == (source == "real"))
+            hidden = [self._hidden(queries[i]) for i in mine]
+            vectors = self.buffer.encoder.encode([(queries[i].state, queries[i].action) for i in mine])
+            ids, scores = exact(matrix, vectors, k, None if visible.all() else visible, hidden, store.columns["task"][: self.size])
+            for i, row, values in zip(mine, ids.tolist(), scores.tolist(), strict=True):
+                found[i] = [self._hit(step, score) for step, score in zip(row, values, strict=True) if step >= 0]
+        return [found[i] for i in range(len(queries))]
+
+    def _hidden(self, q: Query) -> Hidden:
+        store = self.buffer.store
+        episode = store.number_of(f"e:{q.exclude_episode}") if q.exclude_episode is not None else None
+        task = store.number_of(f"t:{q.exclude_task}") if q.exclude_task is not None else None
+        return Hidden(None if episode is None else store.span_of(episode), task)
+
+    def _hit(self, step: int, score: float) -> Hit:
+        store, c = self.buffer.store, self.buffer.store.columns
+        names = [store.names[c[field][step]][2:] for field in ("episode", "task")]
+        return Hit(store.transition(step), names[0], names[1], "real" if c["real"][step] else "dream", score)

@@ -1,0 +1,68 @@
+"""Exact top-k by inner product: a blockwise matrix product, what may not be found masked out, ties to the older step.
+
+    ids, scores = exact(matrix, queries, k=5, visible=mask, hidden=[Hidden(span, task)], tasks=codes)
+
+The blocks keep memory flat; the result does not depend on their size but for the last bit of a sum.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 8192
+"""Rows of one product."""
+Floats = NDArray[np.float32]
+LOWEST = np.float32(-np.inf)
+
+
+class Hidden(NamedTuple):
+    """What one query must not find: the steps of an episode (they are neighbours), the steps of a task (by its number)."""
+
+    span: slice | None = None
+    task: int | None = None
+
+
+def exact(
+    matrix: Floats,
+    queries: Floats,
+    k: int,
+    visible: NDArray[np.bool_] | None = None,
+    hidden: Sequence[Hidden] = (),
+    tasks: NDArray[np.int32] | None = None,
+) -> tuple[NDArray[np.int64], Floats]:
+    """Numbers [queries, k] and scores of the best rows, best first; -1 and -inf where fewer may be found.
+
+    ``visible`` [rows] holds for all queries, ``hidden`` for each its own; ``tasks`` [rows] are the numbers that it names.
+    """
+    n = len(queries)
+    ids, scores = np.full((n, k), -1, np.int64), np.full((n, k), LOWEST, np.float32)
+    if not n or not k:
+        return ids, scores
+    floor = np.full(n, LOWEST, np.float32)
+    found: list[tuple[NDArray[np.int64], NDArray[np.int64], Floats]] = []
+    for start in range(0, len(matrix), BLOCK):
+        end = min(start + BLOCK, len(matrix))
+        block = queries @ matrix[start:end].T
+        if visible is not None:
+            block[:, ~visible[start:end]] = LOWEST
+        for row, (span, task) in enumerate(hidden):
+            if span is not None and span.start < end and span.stop > start:
+                block[row, max(span.start - start, 0) : span.stop - start] = LOWEST
+            if task is not None and tasks is not None:
+                block[row, tasks[start:end] == task] = LOWEST
+        edge = block.max(1) if k == 1 else np.partition(block, max(end - start - k, 0), axis=1)[:, max(end - start - k, 0)]
+        floor = np.maximum(floor, edge) if end - start >= k else floor
+        rows, columns = np.nonzero((block >= floor[:, None]) & (block > LOWEST))
+        found.append((rows, columns + start, block[rows, columns]))
+    if not found:
+        return ids, scores
+    rows, columns, values = (np.concatenate(part) for part in zip(*found, strict=True))
+    order = np.lexsort((columns, -values, rows))
+    rows, columns, values = rows[order], columns[order], values[order]
+    place = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    best = place < k
+    ids[rows[best], place[best]] = columns[best]
+    scores[rows[best], place[best]] = values[best]
+    return ids, scores
