@@ -11,19 +11,27 @@ from rich.table import Table
 from dreamgym.core.errors import DataError
 from dreamgym.core.files import read_episodes, write_episodes
 from dreamgym.core.state import make_state
-from dreamgym.pipeline.run import console
+from dreamgym.pipeline.run import bar, console
+from dreamgym.replay.backfill import backfill as filled_in
 from dreamgym.replay.buffer import Query
 from dreamgym.replay.columns import NEVER, OUTCOMES
 from dreamgym.replay.database import DATABASE
 from dreamgym.replay.durable import DurableReplay
+from dreamgym.replay.encoder import HashingEncoder
+from dreamgym.replay.encoders import Encoder, SentenceEncoder, identity_of
 from dreamgym.replay.store import EpisodeStore
 from dreamgym.replay.upkeep import compact as compacted
 from dreamgym.replay.upkeep import verify as problems_of
 
 app = typer.Typer(help="A durable replay buffer: a folder that one process writes and many read.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="Folder of the buffer.")]
+Model = Annotated[str | None, typer.Option(help="Encoder: a sentence-transformers model (name or folder); default: hashing, no download.")]
 BATCH = 256
 """Episodes per commit of an import."""
+
+
+def _encoder(model: str | None) -> Encoder:
+    return SentenceEncoder(model) if model else HashingEncoder()
 
 
 @app.command()
@@ -64,6 +72,18 @@ def compact(folder: Folder) -> None:
     console.print(f"{compacted(store):,} steps dropped, {len(store):,} left")
 
 
+@app.command()
+def backfill(folder: Folder, model: Model = None) -> None:
+    """Give every step a vector of another encoder, then let that one serve; killed, it goes on where it was."""
+    store, encoder = EpisodeStore(folder), _encoder(model)
+    number = store.add_encoder(identity_of(encoder), serving=not len(store))
+    with bar() as progress:
+        task = progress.add_task(f"encoding by {encoder.name}", total=len(store), completed=int(store.filled(number).sum()))
+        made = filled_in(store, encoder, number, report=lambda done, total: progress.update(task, completed=done, total=total))
+    store.serve(number)
+    console.print(f"{made:,} steps encoded; {encoder.name} ({encoder.dimension} dimensions) serves now")
+
+
 @app.command("export")
 def export_episodes(folder: Folder, path: Annotated[Path, typer.Argument(help="A .jsonl or .jsonl.xz file to write.")]) -> None:
     """All episodes that are not evicted, one JSON line each (the format of logs)."""
@@ -73,9 +93,11 @@ def export_episodes(folder: Folder, path: Annotated[Path, typer.Argument(help="A
 
 
 @app.command("import")
-def import_episodes(folder: Folder, path: Annotated[Path, typer.Argument(help="A .jsonl or .jsonl.xz file of episodes.")]) -> None:
+def import_episodes(
+    folder: Folder, path: Annotated[Path, typer.Argument(help="A .jsonl or .jsonl.xz file of episodes.")], model: Model = None
+) -> None:
     """Add the valid episodes of a file that are not in yet, batch by batch; makes the buffer where there is none."""
-    buffer = DurableReplay(EpisodeStore(folder))
+    buffer = DurableReplay(EpisodeStore(folder), _encoder(model))
     read, batch = 0, []
     before = buffer.store.places()
     for episode in read_episodes(path):
@@ -96,9 +118,10 @@ def search(
     k: Annotated[int, typer.Option(help="How many to show.")] = 5,
     generation: Annotated[int | None, typer.Option(help="As of this iteration; default: now.")] = None,
     exclude_task: Annotated[str | None, typer.Option(help="Nothing of this task.")] = None,
+    model: Model = None,
 ) -> None:
     """The most similar experiences to (state, action), best first."""
-    buffer = DurableReplay(EpisodeStore(folder, "ro"))
+    buffer = DurableReplay(EpisodeStore(folder, "ro"), _encoder(model))
     query = Query(make_state(state or []), action, exclude_task=exclude_task)
     table = Table("cosine", "action", "what changed", "end", "episode")
     for hit in buffer.snapshot(generation).topk([query], k)[0]:

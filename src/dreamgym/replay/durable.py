@@ -20,16 +20,17 @@ from dreamgym.core.types import Episode
 from dreamgym.replay.buffer import Hit, Query
 from dreamgym.replay.columns import NEVER
 from dreamgym.replay.encoder import HashingEncoder
+from dreamgym.replay.encoders import Encoder, identity_of
 from dreamgym.replay.search import Hidden, exact
-from dreamgym.replay.store import EncoderIdentity, EpisodeStore
+from dreamgym.replay.store import EpisodeStore, Vectors
 
 
 class DurableReplay:
-    """Episodes of ``store``, encoded by ``encoder``. Satisfies ``Replay``."""
+    """Episodes of ``store``, encoded by ``encoder`` (default: hashing). Satisfies ``Replay``."""
 
-    def __init__(self, store: EpisodeStore, encoder: HashingEncoder | None = None) -> None:
+    def __init__(self, store: EpisodeStore, encoder: Encoder | None = None) -> None:
         self.store, self.encoder = store, encoder or HashingEncoder()
-        identity = EncoderIdentity(self.encoder.name, "1", self.encoder.dimension, True)
+        identity = identity_of(self.encoder)
         known = next((n for n, i in store.encoders().items() if i == identity), None)
         if known is None and (store.mode == "ro" or len(store)):
             held = ", ".join(i.name for i in store.encoders().values()) or "none"
@@ -79,25 +80,36 @@ class StoreSnapshot:
 
     def topk(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         """For each query the k nearest by cosine, best first, ties by age; fewer where fewer may be shown."""
-        store, found = self.buffer.store, {}
-        matrix, shown = store.matrix(self.buffer.number)[: self.size], self.visible()
+        vectors = self.buffer.encoder.encode([(q.state, q.action) for q in queries])
+        ids, scores = self.search(self.buffer.number, vectors, queries, k)
+        return [
+            [self.hit(step, score) for step, score in zip(row, values, strict=True) if step >= 0]
+            for row, values in zip(ids.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def search(
+        self, encoder: int, vectors: Vectors, queries: Sequence[Query], k: int, part: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], Vectors]:
+        """Numbers and scores [queries, k] among the vectors of ``encoder``, in ``part`` [steps] of what may be found."""
+        c, matrix = self.buffer.store.columns, self.buffer.store.matrix(encoder)[: self.size]
+        shown = self.visible() if part is None else self.visible() & part
+        ids, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
         for source in {q.source for q in queries}:
             mine = [i for i, q in enumerate(queries) if q.source == source]
-            visible = shown if source is None else shown & (store.columns["real"][: self.size] == (source == "real"))
-            hidden = [self._hidden(queries[i]) for i in mine]
-            vectors = self.buffer.encoder.encode([(queries[i].state, queries[i].action) for i in mine])
-            ids, scores = exact(matrix, vectors, k, None if visible.all() else visible, hidden, store.columns["task"][: self.size])
-            for i, row, values in zip(mine, ids.tolist(), scores.tolist(), strict=True):
-                found[i] = [self._hit(step, score) for step, score in zip(row, values, strict=True) if step >= 0]
-        return [found[i] for i in range(len(queries))]
+            visible = shown if source is None else shown & (c["real"][: self.size] == (source == "real"))
+            hidden = [self.hidden(queries[i]) for i in mine]
+            ids[mine], scores[mine] = exact(matrix, vectors[mine], k, None if visible.all() else visible, hidden, c["task"][: self.size])
+        return ids, scores
 
-    def _hidden(self, q: Query) -> Hidden:
+    def hidden(self, q: Query) -> Hidden:
+        """What ``q`` excludes, as numbers."""
         store = self.buffer.store
         episode = store.number_of(f"e:{q.exclude_episode}") if q.exclude_episode is not None else None
         task = store.number_of(f"t:{q.exclude_task}") if q.exclude_task is not None else None
         return Hidden(None if episode is None else store.span_of(episode), task)
 
-    def _hit(self, step: int, score: float) -> Hit:
+    def hit(self, step: int, score: float) -> Hit:
+        """A step with its provenance."""
         store, c = self.buffer.store, self.buffer.store.columns
         names = [store.names[c[field][step]][2:] for field in ("episode", "task")]
         return Hit(store.transition(step), names[0], names[1], "real" if c["real"][step] else "dream", score)

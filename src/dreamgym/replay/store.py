@@ -15,6 +15,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import threading
 import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +53,8 @@ class EpisodeStore:
         self.root, self.mode = Path(temporary or str(root)), mode
         if mode == "rw":
             self.root.mkdir(parents=True, exist_ok=True)
+        self._guard = threading.RLock()
+        """Held while the store changes: a backfill may run in a thread beside the one that appends."""
         self._lock = take_lock(self.root) if mode == "rw" else -1
         self._files: dict[int, int] = {}
         try:
@@ -177,14 +180,15 @@ class EpisodeStore:
             (e.id, e.env, e.task.id, e.source, e.policy_version, generation, bytes(OUTCOMES.index(t.outcome) for t in e.steps), packed(e))
             for e in episodes
         ]
-        with self.transaction():
-            for encoder, matrix in vectors.items():
-                self.put(encoder, first, matrix, total)
-            self._fit_files(first + total)
-            self.db.execute("INSERT INTO batch VALUES (?, ?, ?, ?)", (name, generation, first, total))
-            columns = "name, env, task, source, policy_version, generation, outcomes, body"
-            self.db.executemany(f"INSERT INTO episode ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        self.refresh()
+        with self._guard:  # until it is taken in: a thread beside this one must not see the commit without its steps
+            with self.transaction():
+                for encoder, matrix in vectors.items():
+                    self.put(encoder, first, matrix, total)
+                self._fit_files(first + total)
+                self.db.execute("INSERT INTO batch VALUES (?, ?, ?, ?)", (name, generation, first, total))
+                columns = "name, env, task, source, policy_version, generation, outcomes, body"
+                self.db.executemany(f"INSERT INTO episode ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            self.refresh()
         return range(first, first + total)
 
     def evict(self, places: Sequence[int], generation: int) -> None:
@@ -201,19 +205,20 @@ class EpisodeStore:
         """All of it or none, the vector files included; SQLite's and the disk's refusals as ``DataError``."""
         if self.mode != "rw":
             raise DataError(f"{self.root}: was opened for reading; open it with mode='rw' to write")
-        self.db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self.db.execute("COMMIT")
-        except BaseException as e:
-            if self.db.in_transaction:
-                self.db.execute("ROLLBACK")
-            self._fit_files()
-            if isinstance(e, sqlite3.IntegrityError) and "episode.name" in str(e):
-                raise DataError(f"{self.root}: an episode of this batch is in already; nothing of the batch was added") from e
-            if isinstance(e, OSError | sqlite3.Error):
-                raise DataError(f"{self.root}: cannot be written ({e}); what was committed is untouched, nothing of this was added") from e
-            raise
+        with self._guard:
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.db.execute("COMMIT")
+            except BaseException as e:
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+                self._fit_files()
+                if isinstance(e, sqlite3.IntegrityError) and "episode.name" in str(e):
+                    raise DataError(f"{self.root}: an episode of this batch is in already; nothing of the batch was added") from e
+                if isinstance(e, OSError | sqlite3.Error):
+                    raise DataError(f"{self.root}: cannot be written ({e}); what was committed is untouched, this was not added") from e
+                raise
 
     # vectors
 
