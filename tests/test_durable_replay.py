@@ -180,3 +180,48 @@ def test_the_commands_move_search_check_and_shrink(tmp_path):
     assert "are damaged" in said
     code, said = command("stats", tmp_path / "nowhere")
     assert (code, "holds no buffer" in said) == (1, True)
+
+
+def clustered(n: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((n // 50, 24))[rng.integers(n // 50, size=n)] + 0.4 * rng.standard_normal((n, 24))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_the_approximate_index_keeps_its_recall_and_every_exclusion():
+    pytest.importorskip("faiss", reason="needs the extra [faiss]")
+    from dreamgym.replay.approximate import ApproximateIndex
+
+    matrix = clustered(6000)
+    asked = matrix[::150] + 0.05 * np.random.default_rng(1).standard_normal((40, 24)).astype(np.float32)
+    index = ApproximateIndex.build(matrix[:5000], recall=0.95)
+    assert index.recall >= 0.93
+    tasks = np.arange(6000, dtype=np.int32) % 9
+    rng = np.random.default_rng(2)
+    visible = rng.random(6000) < 0.5
+    hidden = [Hidden(slice(10 * i, 10 * i + 2000 * (i % 3)), i % 9 if i % 2 else None) for i in range(40)]
+    for mask, hide in ((None, ()), (visible, hidden)):
+        ids, scores = index.search(matrix, asked, 5, mask, hide, tasks)
+        wanted = exact(matrix, asked, 5, mask, hide, tasks)
+        assert np.mean(scores >= wanted[1] - 1e-5) > 0.9
+        assert np.allclose(scores, (matrix[ids] * asked[:, None]).sum(2), atol=1e-5)
+        assert (np.diff(scores, axis=1) <= 0).all()
+        for row, h in zip(ids.tolist(), hide, strict=False):
+            assert all(visible[i] and tasks[i] != h.task and not h.span.start <= i < h.span.stop for i in row)
+    few = index.search(matrix, asked, 5, np.arange(6000) < 3)
+    assert (few[0] >= 0).sum(1).tolist() == [3] * 40, "too few are answered exactly"
+
+
+def test_a_buffer_may_search_approximately(tmp_path):
+    pytest.importorskip("faiss", reason="needs the extra [faiss]")
+    buffer = DurableReplay(EpisodeStore(tmp_path))
+    buffer.add([episode(i) for i in range(300)])
+    asked = [q for q in queries(4) if q.source is None]
+    wanted = buffer.snapshot().topk(asked, 2)
+    assert buffer.approximate(0.99) > 0.95
+    buffer.add([episode(i) for i in range(300, 310)])
+    found = buffer.snapshot().topk(asked, 2)
+    close = [f[0].score >= w[0].score - 1e-5 for f, w in zip(found, wanted, strict=True)]
+    assert np.mean(close) > 0.9
+    late = episode(305).transitions[0]
+    assert buffer.snapshot().topk([Query(late.state, late.action)], 1)[0][0].score == pytest.approx(1.0, abs=1e-5)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dreamgym.core.errors import DataError, PanelLeakError
 from dreamgym.core.types import Episode
+from dreamgym.replay.approximate import ApproximateIndex
 from dreamgym.replay.buffer import Hit, Query
 from dreamgym.replay.columns import NEVER
 from dreamgym.replay.encoder import HashingEncoder
@@ -36,6 +37,7 @@ class DurableReplay:
             held = ", ".join(i.name for i in store.encoders().values()) or "none"
             raise DataError(f"{store.root}: holds no vectors of the encoder {identity.name} (but of: {held}); open it with one of these")
         self.number = store.add_encoder(identity, serving=True) if known is None else known
+        self.index: ApproximateIndex | None = None
 
     def __len__(self) -> int:
         return len(self.store)
@@ -56,6 +58,12 @@ class DurableReplay:
             vectors = self.encoder.encode([(t.state, t.action) for e in group.values() for t in e.steps])
             self.store.append(list(group.values()), {self.number: vectors}, name, generation)
         return len(self) - before
+
+    def approximate(self, recall: float = 0.98) -> float:
+        """From now on search what is in by an approximate index (the extra [faiss]); returns its measured recall. What comes later is
+        searched exactly until this is called again. It pays from some hundred thousand steps on."""
+        self.index = ApproximateIndex.build(self.store.matrix(self.number), recall)
+        return self.index.recall
 
     def snapshot(self, generation: int | None = None) -> "StoreSnapshot":
         """What is there now, or what was there for the rollouts of an iteration."""
@@ -94,11 +102,13 @@ class StoreSnapshot:
         c, matrix = self.buffer.store.columns, self.buffer.store.matrix(encoder)[: self.size]
         shown = self.visible() if part is None else self.visible() & part
         ids, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
+        index = self.buffer.index if encoder == self.buffer.number and part is None else None
+        find = index.search if index and index.size <= self.size else exact
         for source in {q.source for q in queries}:
             mine = [i for i, q in enumerate(queries) if q.source == source]
             visible = shown if source is None else shown & (c["real"][: self.size] == (source == "real"))
             hidden = [self.hidden(queries[i]) for i in mine]
-            ids[mine], scores[mine] = exact(matrix, vectors[mine], k, None if visible.all() else visible, hidden, c["task"][: self.size])
+            ids[mine], scores[mine] = find(matrix, vectors[mine], k, None if visible.all() else visible, hidden, c["task"][: self.size])
         return ids, scores
 
     def hidden(self, q: Query) -> Hidden:

@@ -115,9 +115,11 @@ class EpisodeStore:
             self._starts += (first + np.concatenate([[0], np.cumsum(sizes[:-1])])).astype(int).tolist()
             self._places |= {self._code(f"e:{r[1]}"): len(self._ids) + i for i, r in enumerate(rows)}
             self._ids += [r[0] for r in rows]
-        place = {number: i for i, number in enumerate(self._ids)} if self.mode == "ro" or rows else {}
-        for number, generation in self.db.execute("SELECT id, evicted FROM episode WHERE evicted IS NOT NULL") if place else ():
-            self.columns["evicted"][self.span(place[number])] = generation
+        if self.mode == "ro" or len(rows) == len(self._ids):  # a writer knows what it evicts, but for what it finds when it opens
+            gone = dict(self.db.execute("SELECT id, evicted FROM episode WHERE evicted IS NOT NULL").fetchall())
+            for place, number in enumerate(self._ids) if gone else ():
+                if number in gone:
+                    self.columns["evicted"][self.span(place)] = gone[number]
         return len(self)
 
     # reading
