@@ -19,7 +19,7 @@ quickstart: install
 	$(BIN)/dreamgym quickstart
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .

@@ -116,6 +116,17 @@ def test_calibrated_scores_are_shares_of_pairs_that_belong_together():
     assert new[0].tolist() == pytest.approx([0.75, 0.0], abs=1e-3)
 
 
+def test_calibration_curves_come_from_pairs_and_never_fall():
+    pytest.importorskip("sklearn", reason="needs the extra [sentence]")
+    steps = [t for i in range(60) for t in episode(i).transitions]
+    pairs, labels = [(t.state, t.action) for t in steps], [hash(t.action.split()[0]) for t in steps]
+    merge = Calibrated.fit(OLD, OLD.encode(pairs), NEW.encode(pairs), labels)
+    for x, y in (merge.curve_old, merge.curve_new):
+        assert (np.diff(x) > 0).all()
+        assert (np.diff(y) >= 0).all()
+        assert 0 <= y[0] < y[-1] <= 1
+
+
 def test_a_reverse_transform_brings_new_queries_to_the_old_space(tmp_path):
     pytest.importorskip("torch", reason="needs the extra [train]")
     from dreamgym.replay.transform import ReverseQuery, fit_metric_compatible, fit_reverse

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dreamgym.core.errors import MissingExtraError
 from dreamgym.replay.buffer import Hit, Query
 from dreamgym.replay.durable import DurableReplay, StoreSnapshot
 from dreamgym.replay.encoders import Encoder, Pair
@@ -86,9 +87,26 @@ class Calibrated(RankMerge):
         super().__init__(old)
         self.curve_old, self.curve_new = curve_old, curve_new
 
+    @classmethod
+    def fit(cls, old: Encoder, old_vectors: Floats, new_vectors: Floats, labels: Sequence[int]) -> "Calibrated":
+        """Isotonic curves from vectors of the same held-out texts; those with one label belong together (the extra [sentence])."""
+        return cls(old, _curve(old_vectors, labels), _curve(new_vectors, labels))
+
     def comparable(self, old: Floats, new: Floats) -> tuple[Floats, Floats]:
         """The cosine itself breaks ties on a flat part of the curve."""
         return _along(old, self.curve_old), _along(new, self.curve_new)
+
+
+def _curve(vectors: Floats, labels: Sequence[int]) -> tuple[Floats, Floats]:
+    """Cosine -> share of pairs with equal labels, never falling."""
+    try:
+        from sklearn.isotonic import IsotonicRegression
+    except ImportError as e:
+        raise MissingExtraError("scikit-learn", "sentence") from e
+    first, second = np.triu_indices(len(vectors), 1)
+    names = np.asarray(labels)
+    curve = IsotonicRegression(out_of_bounds="clip").fit((vectors @ vectors.T)[first, second], names[first] == names[second])
+    return np.asarray(curve.X_thresholds_, np.float32), np.asarray(curve.y_thresholds_, np.float32)
 
 
 def _along(scores: Floats, curve: tuple[Floats, Floats]) -> Floats:
