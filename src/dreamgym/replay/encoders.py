@@ -22,6 +22,9 @@ from dreamgym.core.state import State
 from dreamgym.replay.store import EncoderIdentity, Vectors
 
 Pair = tuple[State, str]
+TEXT = "text1"
+"""Names how ``text_of`` writes a pair; part of what makes two vectors comparable."""
+FIRST_LINES = 8
 
 
 class Encoder(Protocol):
@@ -44,12 +47,15 @@ def identity_of(encoder: Encoder) -> EncoderIdentity:
 
 
 def text_of(pair: Pair) -> str:
-    """What a text encoder reads: the action, then the state's lines that name a word of it, then the others (models cut long texts)."""
+    """What a text encoder reads: the action's first word, the action, and the state's lines that name a word of it (else the first ones).
+
+    With the whole state a small model finds states that look alike, whatever is done in them (``benchmarks.replay_backfill``).
+    """
     state, action = pair
     words = set(action.split())
-    near = [not words.isdisjoint(s.replace("[", " ").replace("]", " ").replace(":", " ").split()) for s in state]
-    ordered = [s for s, n in zip(state, near, strict=True) if n] + [s for s, n in zip(state, near, strict=True) if not n]
-    return "\n".join([f"action: {action}", *ordered])
+    plain = [" ".join(s.replace("[", " ").replace("]", " ").replace(":", " ").split()) for s in state]
+    near = [s for s in plain if not words.isdisjoint(s.split())]
+    return ". ".join([*action.split()[:1], action, *(near or plain[:FIRST_LINES])])
 
 
 class EncodedTexts:
@@ -99,7 +105,8 @@ class SentenceEncoder:
             raise DataError(f"{model}: holds no model that sentence-transformers can load ({e})") from e
         self._batch = batch
         self.name = Path(model).name if Path(model).exists() else str(model)
-        self.revision = _revision(Path(model)) if Path(model).is_dir() else _commit(self._model[0])
+        weights = _revision(Path(model)) if Path(model).is_dir() else _commit(self._model[0])
+        self.revision = f"{weights}+{TEXT}"
         self.dimension = int(self._model.get_embedding_dimension() or 0)
         self._texts = EncodedTexts(cache, f"{self.name}@{self.revision}")
 
@@ -134,7 +141,7 @@ class EndpointEncoder:
             base_url=base_url, api_key=os.environ.get(api_key_env) or "none", max_retries=attempts - 1, timeout=timeout_s
         )
         self._base_url, self._model, self._batch, self._concurrency = base_url, model, batch, concurrency
-        self.name, self.revision, self.dimension = model, "", dimension
+        self.name, self.revision, self.dimension = model, TEXT, dimension
         self._texts = EncodedTexts(cache, model)
 
     def encode(self, pairs: Sequence[Pair]) -> Vectors:
