@@ -1,6 +1,6 @@
 """Does an edit change results? Cells stay valid through an edit that provably does not.
 
-    python -m benchmarks.neutral REV      # the code of a git revision against the working tree; about ten minutes on two cores
+    python -m benchmarks.neutral REV      # the code of a git revision against the working tree; twenty minutes of one core
 
 A cell's name holds a hash of the modules that decide it, so that an edit of them makes the grid start anew. This command plays a
 small form of every kind of cell on both levels (models trained for some steps; then, with the full-size models of

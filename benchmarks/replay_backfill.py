@@ -1,6 +1,6 @@
 """Changing the encoder of a buffer while it serves: four ways to merge, from nothing re-embedded to everything.
 
-    python -m benchmarks.replay_backfill          # one thread, some ten minutes, most of them MiniLM's
+    python -m benchmarks.replay_backfill          # one thread, some minutes, most of them MiniLM's
 
 Writes benchmarks/results/replay-backfill.json.
 

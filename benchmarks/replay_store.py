@@ -1,6 +1,6 @@
 """The durable buffer measured: appends, exact and approximate search against a bare product, opening, kills.
 
-    python -m benchmarks.replay_store            # one thread, about 25 minutes; writes benchmarks/results/replay-store.json
+    python -m benchmarks.replay_store            # one thread; writes benchmarks/results/replay-store.json
 
 384 dimensions. Episodes are those of the shipped logs, renamed; vectors are clustered (task centre + episode + step noise) unless said.
 Times are the best of several runs, ratios are within one run. *Bare*: blockwise product and ``argpartition`` on the same array.

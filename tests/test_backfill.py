@@ -54,11 +54,17 @@ def test_before_it_is_the_old_encoder_after_it_the_new_one_and_between_it_is_bot
             assert hit.task != q.exclude_task
     with pytest.raises(DataError, match="finish its backfill"):
         buffer.store.serve(number)
+    with pytest.raises(DataError, match="hashing-256 does not serve; finish its backfill"):
+        DurableReplay(buffer.store, NEW)
     reports = []
     backfill(buffer.store, NEW, number, report=lambda done, n: reports.append((done, n)))
     assert reports[-1] == (total, total)
     assert backfill(buffer.store, NEW, number) == 0
     buffer.store.serve(number)
+    with pytest.raises(DataError, match="hashing-256 serves this buffer, and the batch has no vectors of it"):
+        buffer.add([episode(99)])
+    with pytest.raises(DataError, match="hashing-32 does not serve"):
+        DurableReplay(buffer.store, OLD)
     fresh = DurableReplay(EpisodeStore(tmp_path / "b"), NEW)
     fresh.add(buffer.store.episodes())
     assert found(both, asked) == found(fresh.snapshot(), asked) == found(DurableReplay(buffer.store, NEW).snapshot(), asked)

@@ -223,5 +223,8 @@ def test_a_buffer_may_search_approximately(tmp_path):
     found = buffer.snapshot().topk(asked, 2)
     close = [f[0].score >= w[0].score - 1e-5 for f, w in zip(found, wanted, strict=True)]
     assert np.mean(close) > 0.9
+    buffer.store.evict([0], generation=1)
+    compact(buffer.store)
+    assert buffer.index() is None, "its numbers are not those of the compacted buffer"
     late = episode(305).transitions[0]
     assert buffer.snapshot().topk([Query(late.state, late.action)], 1)[0][0].score == pytest.approx(1.0, abs=1e-5)

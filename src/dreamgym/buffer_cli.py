@@ -1,6 +1,5 @@
 """``dreamgym buffer``: look into a durable replay buffer, search it, check it, make it smaller, move episodes in and out."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +48,7 @@ def stats(folder: Folder) -> None:
     for number, e in store.encoders().items():
         share, role = float(store.filled(number).mean()) if len(store) else 1.0, "serving" if number == store.serving() else "not serving"
         console.print(f"encoder {e.name} (revision {e.revision}, {e.dimension} dimensions): {share:.1%} of the steps, {role}")
-    sizes = Counter({p.name: p.stat().st_blocks * 512 for p in store.folder.iterdir() if p.name == DATABASE or p.suffix == ".f32"})
+    sizes = {p.name: p.stat().st_blocks * 512 for p in store.folder.iterdir() if p.name == DATABASE or p.suffix == ".f32"}
     console.print("; ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in sorted(sizes.items())))
 
 
@@ -61,7 +60,7 @@ def verify(folder: Folder) -> None:
     for problem in problems:
         console.print(problem, markup=False)
     if problems:
-        raise DataError(f"{folder}: {len(problems)} problems; restore it from a copy, or export what can be read")
+        raise DataError(f"{folder}: {len(problems)} problems; restore it from a copy")
     console.print(f"{store.places():,} episodes, {len(store):,} steps: all whole")
 
 

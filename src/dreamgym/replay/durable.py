@@ -11,6 +11,7 @@ Real episodes are there from generation 0 on, those dreamed in iteration n from 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +37,11 @@ class DurableReplay:
         if known is None and (store.mode == "ro" or len(store)):
             held = ", ".join(i.name for i in store.encoders().values()) or "none"
             raise DataError(f"{store.root}: holds no vectors of the encoder {identity.name} (but of: {held}); open it with one of these")
+        if known is not None and known != store.serving():
+            raise DataError(f"{store.root}: the encoder {identity.name} does not serve; finish its backfill, or use the one that does")
         self.number = store.add_encoder(identity, serving=True) if known is None else known
-        self.index: ApproximateIndex | None = None
+        self._index: tuple[Path, ApproximateIndex] | None = None
+        """And the folder whose numbers it knows: compaction gives others."""
 
     def __len__(self) -> int:
         return len(self.store)
@@ -60,10 +64,18 @@ class DurableReplay:
         return len(self) - before
 
     def approximate(self, recall: float = 0.98) -> float:
-        """From now on search what is in by an approximate index (the extra [faiss]); returns its measured recall. What comes later is
-        searched exactly until this is called again. It pays from some hundred thousand steps on."""
-        self.index = ApproximateIndex.build(self.store.matrix(self.number), recall)
-        return self.index.recall
+        """From now on search what is in by an approximate index (the extra [faiss]); returns its measured recall.
+
+        What comes later is searched exactly, all after a compaction, until this is called again. It pays from some hundred
+        thousand steps on.
+        """
+        index = ApproximateIndex.build(self.store.matrix(self.number), recall)
+        self._index = self.store.folder, index
+        return index.recall
+
+    def index(self) -> ApproximateIndex | None:
+        """The approximate index, where there is one of the present numbers."""
+        return self._index[1] if self._index and self._index[0] == self.store.folder else None
 
     def snapshot(self, generation: int | None = None) -> "StoreSnapshot":
         """What is there now, or what was there for the rollouts of an iteration."""
@@ -101,8 +113,10 @@ class StoreSnapshot:
         """Numbers and scores [queries, k] among the vectors of ``encoder``, in ``part`` [steps] of what may be found."""
         c, matrix = self.buffer.store.columns, self.buffer.store.matrix(encoder)[: self.size]
         shown = self.visible() if part is None else self.visible() & part
+        if encoder != self.buffer.store.serving():  # only the serving one is whole
+            shown = shown & self.buffer.store.filled(encoder)[: self.size]
         ids, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
-        index = self.buffer.index if encoder == self.buffer.number and part is None else None
+        index = self.buffer.index() if encoder == self.buffer.number and part is None else None
         find = index.search if index and index.size <= self.size else exact
         for source in {q.source for q in queries}:
             mine = [i for i, q in enumerate(queries) if q.source == source]

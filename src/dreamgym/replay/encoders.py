@@ -25,6 +25,7 @@ Pair = tuple[State, str]
 TEXT = "text1"
 """Names how ``text_of`` writes a pair; part of what makes two vectors comparable."""
 FIRST_LINES = 8
+"""Lines of a state that a text encoder reads where the action names nothing in it."""
 
 
 class Encoder(Protocol):

@@ -93,10 +93,10 @@ class EpisodeStore:
             self.db.close()
             self.reopen()
             return len(self)
-        wanted = "SELECT id, name, env, task, source, policy_version, generation, outcomes FROM episode WHERE id > ? ORDER BY id"
+        wanted = "SELECT id, name, task, source, generation, outcomes FROM episode WHERE id > ? ORDER BY id"
         rows = self.db.execute(wanted, (self._ids[-1] if self._ids else 0,)).fetchall()
         if rows:
-            sizes = [len(r[7]) for r in rows]
+            sizes = [len(r[5]) for r in rows]
             first = len(self)
 
             def per_step(values: list[int]) -> Ints:
@@ -104,12 +104,10 @@ class EpisodeStore:
 
             self.columns.extend({
                 "episode": per_step([self._code(f"e:{r[1]}") for r in rows]),
-                "task": per_step([self._code(f"t:{r[3]}") for r in rows]),
-                "env": per_step([self._code(f"v:{r[2]}") for r in rows]),
-                "real": per_step([int(r[4] == "real") for r in rows]),
-                "outcome": np.frombuffer(b"".join(r[7] for r in rows), dtype=np.uint8).astype(np.int32),
-                "policy_version": per_step([r[5] for r in rows]),
-                "generation": per_step([r[6] for r in rows]),
+                "task": per_step([self._code(f"t:{r[2]}") for r in rows]),
+                "real": per_step([int(r[3] == "real") for r in rows]),
+                "outcome": np.frombuffer(b"".join(r[5] for r in rows), dtype=np.uint8).astype(np.int32),
+                "generation": per_step([r[4] for r in rows]),
                 "evicted": per_step([NEVER] * len(rows)),
             })  # fmt: skip
             self._starts += (first + np.concatenate([[0], np.cumsum(sizes[:-1])])).astype(int).tolist()
@@ -137,7 +135,7 @@ class EpisodeStore:
         return self.span(self._places[episode])
 
     def number_of(self, name: str) -> int | None:
-        """The number of a name that occurs (``e:`` episode, ``t:`` task, ``v:`` environment), else None."""
+        """The number of a name that occurs (``e:`` episode, ``t:`` task), else None."""
         return self._codes.get(name)
 
     def transition(self, step: int) -> Transition:
@@ -182,6 +180,8 @@ class EpisodeStore:
             (e.id, e.env, e.task.id, e.source, e.policy_version, generation, bytes(OUTCOMES.index(t.outcome) for t in e.steps), packed(e))
             for e in episodes
         ]
+        if self.mode == "rw" and (serving := self.serving()) is not None and serving not in vectors:
+            raise DataError(f"{self.root}: {self.encoders()[serving].name} serves this buffer, and the batch has no vectors of it")
         with self._guard:  # until it is taken in: a thread beside this one must not see the commit without its steps
             with self.transaction():
                 for encoder, matrix in vectors.items():
@@ -343,5 +343,8 @@ def packed(episode: Episode) -> bytes:
 
 
 def unpacked(body: bytes) -> Episode:
-    """Raises ``zlib.error`` or ``ValueError`` on damage."""
-    return Episode.model_validate_json(zlib.decompress(body))
+    """Raises ``DataError`` on damage."""
+    try:
+        return Episode.model_validate_json(zlib.decompress(body))
+    except (zlib.error, ValueError) as e:
+        raise DataError(f"a stored episode cannot be read ({e}); dreamgym buffer verify names it") from e

@@ -22,7 +22,7 @@ def verify(store: EpisodeStore) -> list[str]:
     for name, outcomes, body in store.db.execute("SELECT name, outcomes, body FROM episode ORDER BY id"):
         try:
             steps = unpacked(body).steps
-        except (zlib.error, ValueError) as e:
+        except DataError as e:
             problems.append(f"episode {name}: cannot be read ({e})")
             continue
         if bytes(OUTCOMES.index(t.outcome) for t in steps) != outcomes:
