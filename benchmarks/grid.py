@@ -7,14 +7,15 @@ A cell runs on one thread; run two processes side by side. Under ``benchmarks/wo
 and **one experience model per (level, variant), which all seeds share**: the spread over seeds holds none of its own. Killed
 cells go on where they were. Methods: ``base``, ``sft``, ``sft_all``, ``grpo_dream``, ``grpo_real``, and
 ``grpo_dream+no_reasoning``, ``+no_retrieval``, ``+no_sheet``; about the experience model also those of ``EXPERIENCE_ROWS``:
-``grpo_dream+k3``, ``+best_first``, ``+history``, ``+no_history``, ``+generic_teacher``, ``+no_reasoning_cautious``, ``+2k_steps`` to
-``+40k_steps``.
+``grpo_dream+k3``, ``+best_first``, ``+history``, ``+no_history``, ``+generic_teacher``, ``+no_reasoning_cautious``, ``+real_frozen``,
+``+filtered``, ``+2k_steps`` to ``+40k_steps``.
 """
 
 import ast
 import functools
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -48,6 +49,8 @@ from dreamgym.pipeline.results import AUDIT_KEYS, peak_rss_gib, versions
 from dreamgym.pipeline.run import drop_torn_checkpoints
 from dreamgym.pipeline.stages import shipped, shipped_logs, shipped_steps
 from dreamgym.replay.buffer import ReplayBuffer
+from dreamgym.replay.contract import Replay
+from dreamgym.replay.enrichment import Enriched, Sure
 from dreamgym.rl.grpo import GRPOConfig
 from dreamgym.rl.policy import Policy
 
@@ -81,8 +84,12 @@ PLAYED = (
 REINFORCED = (*PLAYED, "dream.py", "rl/grpo.py", "rl/objectives.py", "curriculum/*.py", "pipeline/grpo_run.py")
 TAUGHT = (
     "replay/__init__.py",
+    "replay/contract.py",
     "replay/buffer.py",
+    "replay/columns.py",
     "replay/encoder.py",
+    "replay/search.py",
+    "replay/store.py",
     "experience/annotate.py",
     "experience/kinds.py",
     "experience/prompt.py",
@@ -93,6 +100,7 @@ DREAMED = (
     "experience/model.py",
     "experience/cautious.py",
     "experience/audit.py",
+    "replay/enrichment.py",
     "envs/textworld/adapter.py",
     "envs/textworld/behaviours.py",
     "pipeline/audit.py",
@@ -115,11 +123,14 @@ EXPERIENCE_ROWS: dict[str, dict[str, Any]] = {
     "no_history": {"view": "current"},
     "generic_teacher": {"teacher": "generic"},
     "no_reasoning_cautious": {"model": "no_reasoning", "prompt": {"reasoning": False}, "cautious": {"samples": 4, "above": 0.5}},
+    "real_frozen": {"model": "full", "enrichment": "real_frozen"},
+    "filtered": {"model": "full", "enrichment": "filtered", "surprise": 0.25},
     **{f"{n // 1000}k_steps": {"logged_steps": n, "whole_tasks": True, "epochs_at_most": 20.0} for n in (2_000, 10_000, 20_000, 40_000)},
 }
 """Further rows about the experience model. ``view``: states without what closed containers were seen to hold, with and without
 the episode's last 8 steps in the prompt; policies are trained in the same view. ``model``: the experience model of that variant, here
-silent where its draws disagree. With fewer logged steps the epochs grow, so that the updates stay the same, up to ``epochs_at_most``."""
+silent where its draws disagree. ``enrichment``: what of the dream comes into the buffer (else all that is valid). With fewer logged
+steps the epochs grow, so that the updates stay the same, up to ``epochs_at_most``."""
 EXPERIENCE = {
     level: {"epochs": epochs, "learning_rate": 2e-3, "row_length": 320, "rows": 16} for level, epochs in (("easy", 2.5), ("standard", 2.0))
 }
@@ -326,6 +337,8 @@ class Cell:
         if not (folder / "config.json").exists():
             teacher = GenericTeacher() if self.row.get("teacher") == "generic" else self.adapter.teacher
             annotated = list(annotate(self.known, teacher))
+            seen = ReplayBuffer()
+            seen.add(annotated)
             fit = FitConfig(**EXPERIENCE[self.level])
             share = sum(len(e.steps) for e in self.known) / sum(len(e.steps) for e in self.logs)
             fit = fit.model_copy(update={"epochs": max(fit.epochs, min(fit.epochs / share, self.row.get("epochs_at_most", fit.epochs)))})
@@ -338,14 +351,26 @@ class Cell:
                     prompt,
                     fit,
                     folder,
+                    seen.snapshot(),
                     lambda done, total, loss: console.print(f"experience {done}/{total} loss {loss:.4f}"),
                 ),
             )
         self.wall["experience"] = wall_s(folder)
-        buffer = ReplayBuffer()
+        buffer = ReplayBuffer(self.folder() / "buffer")
         if prompt.k:
             buffer.add(self.known)
         return self.player(LocalLM.load(folder), prompt, buffer), buffer
+
+    def folder(self) -> Path:
+        """Where a reinforced cell keeps what it needs to go on."""
+        return WORK / cell_path(self.level, self.method, self.seed).stem
+
+    def replay(self, buffer: ReplayBuffer) -> Replay | None:
+        """What takes the dreamed episodes in; None where nothing does."""
+        kind = self.row.get("enrichment", "store_all")
+        if kind == "real_frozen":
+            return None
+        return Enriched(buffer, [Sure(self.row["surprise"])] if kind == "filtered" else ())
 
     def player(self, lm: LocalLM, prompt: ExperienceConfig, buffer: ReplayBuffer) -> ExperienceModel:
         """The experience model over a buffer, cautious where the row says so."""
@@ -364,9 +389,9 @@ class Cell:
             config,
             self.tasks,
             self.adapter,
-            WORK / cell_path(self.level, self.method, self.seed).stem,
+            self.folder(),
             model,
-            buffer,
+            None if buffer is None else self.replay(buffer),
             self.counter,
         )
         policy = run.run(
@@ -374,8 +399,10 @@ class Cell:
         )
         updates = round(sum(m["updates"] for m in run.trainer.progress.metrics))
         train_s = sum(m["rollout_s"] + m["update_s"] for m in run.trainer.progress.metrics)
-        if model is None:
+        if model is None or buffer is None:
             return policy, updates, train_s, None
+        buffer.close()
+        shutil.rmtree(self.folder() / "buffer")
         frozen = ReplayBuffer()
         player = model.model if isinstance(model, Cautious) else model
         assert isinstance(player, LocalExperienceModel)

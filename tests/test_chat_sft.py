@@ -76,7 +76,8 @@ def settings(model: Path, **more) -> Pretrained:
 def test_lora_through_trl_gives_an_adapter_that_plays_in_process(tmp_path, kind):
     model = tiny(tmp_path / "base", kind)
     losses = []
-    n = train_chat(EPISODES, TASKS, ExperienceConfig(k=1), settings(model), tmp_path / "out", 0, lambda d, t, loss: losses.append(loss))
+    report = lambda d, t, loss: losses.append(loss)  # noqa: E731
+    n = train_chat(EPISODES, TASKS, ExperienceConfig(k=1), settings(model), tmp_path / "out", seen(), 0, report)
     assert n == sum(len(e.steps) for e in EPISODES)
     assert losses
     assert (tmp_path / "out" / "adapter_config.json").exists()
@@ -90,11 +91,18 @@ def test_all_weights_learn_the_replies_by_heart(tmp_path):
     """Enough epochs on equal episodes: the fine-tuned model answers like the log, through the whole chat path."""
     model = tiny(tmp_path / "base", "llama")
     config = settings(model, lora=None, epochs=60.0, learning_rate=3e-3, batch=6, checkpoint_every=500)
-    train_chat(EPISODES, TASKS, ExperienceConfig(k=0), config, tmp_path / "out", 0)
+    train_chat(EPISODES, TASKS, ExperienceConfig(k=0), config, tmp_path / "out", seen(), 0)
     player = in_process(tmp_path / "out", ExperienceConfig(k=0), EndpointReply(reasoning_tokens=60, outcome_tokens=60, samples=1))
     answer = player.predict([REQUEST])[0]
     assert answer.reply is not None, answer.text
     assert (answer.reply.change, answer.reply.reasoning) == (EPISODES[0].transitions[0].change, "it opens")
+
+
+def seen():
+    """What retrieval finds in training: all episodes."""
+    buffer = ReplayBuffer()
+    buffer.add(EPISODES)
+    return buffer.snapshot()
 
 
 def in_process(folder: Path, config: ExperienceConfig, reply: EndpointReply) -> EndpointExperienceModel:
@@ -135,14 +143,14 @@ def test_the_own_episode_is_never_shown_and_experiences_are_dropped():
 def test_a_conversation_that_would_be_cut_is_refused(tmp_path):
     model = tiny(tmp_path / "base", "llama")
     with pytest.raises(DataError, match=r"max_length: 18 of 18 .* raise it"):
-        train_chat(EPISODES, TASKS, ExperienceConfig(), settings(model, max_length=128), tmp_path / "out", 0)
+        train_chat(EPISODES, TASKS, ExperienceConfig(), settings(model, max_length=128), tmp_path / "out", seen(), 0)
 
 
 def test_a_killed_fine_tuning_goes_on_at_its_checkpoint(tmp_path):
     model = tiny(tmp_path / "base", "llama")
     code = (
         "import sys; sys.path.insert(0, 'tests'); from test_chat_sft import *\n"
-        "train_chat(EPISODES, TASKS, ExperienceConfig(k=1), settings(Path(sys.argv[1]), epochs=8.0), Path(sys.argv[2]), 0,"
+        "train_chat(EPISODES, TASKS, ExperienceConfig(k=1), settings(Path(sys.argv[1]), epochs=8.0), Path(sys.argv[2]), seen(), 0,"
         " lambda d, t, loss: print('step', d, flush=True))"
     )
     words = [sys.executable, "-c", code, str(model), str(tmp_path / "out")]

@@ -284,6 +284,7 @@ def test_the_whole_way_on_a_users_own_environment_killed_and_resumed(tmp_path):
     assert (run / "stages" / "warm-start.json").read_text() == before
     metrics = [json.loads(line)["iteration"] for line in (run / "policy_run" / "metrics.jsonl").read_text().splitlines()]
     assert metrics == [0, 1, 2]
+    holds_what_was_logged_and_dreamed(run)
     results = json.loads((run / "results.json").read_text())
     assert level_keys() <= results.keys(), "a run's results have the keys of a level in slice.json"
     assert results["real_steps"].keys() >= {"logs", "rl", "probe", "rl_control"}
@@ -300,6 +301,28 @@ def test_the_whole_way_on_a_users_own_environment_killed_and_resumed(tmp_path):
     assert "after" in done.stdout
 
 
+def holds_what_was_logged_and_dreamed(run):
+    """The buffer of a finished run: killed or not, each logged and each valid dreamed episode once, in its generation."""
+    from dreamgym.core.files import read_episodes
+    from dreamgym.replay.buffer import ReplayBuffer
+    from dreamgym.replay.contract import Query
+    from dreamgym.replay.upkeep import verify
+
+    logged, dreamed = (list(read_episodes(run / name)) for name in ("logs.jsonl.xz", "policy_run/episodes.jsonl"))
+    buffer = ReplayBuffer(run / "buffer", mode="ro")
+    assert not verify(buffer.store)
+    expected = [e.id for e in (*logged, *dreamed) if e.valid and e.steps]
+    assert [e.id for e in buffer.store.episodes()] == expected
+    assert len(buffer.snapshot(0).topk([Query((), "open vault", source="dream")], 1)[0]) == 0, "audits see the logs only"
+    generations = {e.id: e.policy_version + 1 for e in dreamed if e.valid}
+    for episode, generation in zip(buffer.store.columns["episode"], buffer.store.columns["generation"], strict=True):
+        assert generations.get(buffer.store.names[episode][2:], 0) == generation
+    metrics = [json.loads(line) for line in (run / "policy_run" / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["buffer_steps"] == len(buffer)
+    assert 0 < metrics[-1]["retrieved_real"] < 1
+    assert all(t.surprise is not None and t.surprise >= 0 for e in dreamed for t in e.transitions if t.reward is not None)
+
+
 def test_the_whole_way_with_an_experience_model_behind_a_server(tmp_path):
     pytest.importorskip("openai", reason="needs the extra [endpoint]")
     from benchmarks.loopback import LoopbackServer, from_logs
@@ -308,6 +331,7 @@ def test_the_whole_way_with_an_experience_model_behind_a_server(tmp_path):
     run = tmp_path / "run"
     small = [*SMALL, "collect_tasks=30", "pretrain.epochs=1", "sft.fit.epochs=3", "rl.iterations=2", "rl.probe_every=0"]
     named = [*small, "experience.endpoint.server.model=m", "experience.second_opinion.verifier=examples.vault_verifier:unlocked"]
+    named += ["replay.enrichment=filtered", "replay.admit.novelty=0.8", "replay.capacity=600"]
     assert dreamgym("collect", "--run", str(run), *named, "experience.endpoint.server.base_url=http://nowhere/v1").returncode == 0
     with LoopbackServer(from_logs(read_episodes(run / "logs.jsonl.xz")), faulty=0.1, kinds=("429", "500", "schema")) as server:
         words = [*named, f"experience.endpoint.server.base_url={server.url}"]
@@ -321,6 +345,10 @@ def test_the_whole_way_with_an_experience_model_behind_a_server(tmp_path):
     assert summary["experience_calls_failed"] == 0
     assert summary["rl_real_steps"] == 0
     assert not (run / "experience").exists(), "nothing is trained"
+    metrics = [json.loads(line) for line in (run / "policy_run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(m["buffer_steps"] <= 600 for m in metrics)
+    assert all(m["buffer_admitted"] + m["buffer_refused_known"] == 16 for m in metrics)
+    assert metrics[-1]["buffer_evicted"] > 0
     assert json.loads((run / "results.json").read_text())["audit"]
     with LoopbackServer(from_logs(read_episodes(run / "logs.jsonl.xz"))) as server:
         words[-3] = f"experience.endpoint.server.base_url={server.url}"  # another address of the same model goes on

@@ -7,7 +7,7 @@ from statistics import fmean, pstdev
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamgym.core.env import Info, Step
@@ -17,7 +17,6 @@ from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.types import Episode, StopReason, Task, Transition
 from dreamgym.curriculum.sampler import VarianceSampler, group_value
 from dreamgym.pipeline.stats import paired_interval
-from dreamgym.replay.buffer import Query, ReplayBuffer
 
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
 
@@ -293,59 +292,6 @@ def test_the_sampler_prefers_half_solved_tasks_and_resumes_exactly():
     assert [sampler.next(8) for _ in range(3)] == [twin.next(8) for _ in range(3)]
     with pytest.raises(ValueError, match="other tasks"):
         twin.load_state_dict({"draws": 0, "value": {}, "visits": {}})
-
-
-def an_episode(number, task, source="real", stop=StopReason.WON):
-    rng = random.Random(number)
-    steps = tuple(
-        Transition(
-            state=(f"[p{rng.randrange(3)}] thing{rng.randrange(9)}: x",), action=f"do thing{rng.randrange(9)}", reward=0.0, outcome="go"
-        )
-        for _ in range(5)
-    )
-    return Episode(
-        id=f"e{number}",
-        env="x",
-        task=Task(id=task, instruction="", first_state=()),
-        source=source,
-        behaviour="r",
-        transitions=steps,
-        stop=stop,
-    )
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 39), st.integers(1, 7), st.booleans(), st.sampled_from([None, "real", "dream"]))
-def test_retrieval_equals_brute_force_and_leaks_nothing(number, k, own_task, source):
-    buffer = ReplayBuffer()
-    episodes = [an_episode(i, f"t{i % 8}", "real" if i % 3 else "dream") for i in range(40)]
-    buffer.add(episodes)
-    buffer.add([an_episode(99, "t1", stop=StopReason.INVALID_REPLY)])
-    e = episodes[number]
-    t = e.transitions[0]
-    query = Query(t.state, t.action, e.id, None if own_task else e.task.id, source)
-    hits = buffer.snapshot().topk([query], k)[0]
-    q = buffer.encoder.encode([(t.state, t.action)])[0]
-    rows = [
-        (-float(np.float32(buffer.encoder.encode([(s.state, s.action)])[0] @ q)), n, o.id)
-        for n, (o, s) in enumerate((o, s) for o in episodes for s in o.transitions)
-        if o.id != e.id and (own_task or o.task.id != e.task.id) and source in (None, o.source)
-    ]
-    assert [h.score for h in hits] == pytest.approx([-r[0] for r in sorted(rows)[:k]], abs=1e-5)
-    assert all(h.episode != e.id and (own_task or h.task != e.task.id) and h.episode != "e99" for h in hits)
-
-
-def test_a_snapshot_does_not_see_later_episodes(tmp_path):
-    buffer = ReplayBuffer()
-    buffer.add([an_episode(0, "a")])
-    snapshot = buffer.snapshot()
-    t = an_episode(1, "b").transitions[0]
-    before = snapshot.topk([Query(t.state, t.action)], 3)
-    buffer.add([an_episode(i, "b") for i in range(1, 400)])
-    assert snapshot.topk([Query(t.state, t.action)], 3) == before
-    buffer.save(tmp_path / "b.jsonl.xz")
-    again = ReplayBuffer.load(tmp_path / "b.jsonl.xz")
-    assert again.snapshot().topk([Query(t.state, t.action)], 3) == buffer.snapshot().topk([Query(t.state, t.action)], 3)
 
 
 def test_paired_interval():

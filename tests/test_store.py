@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import re
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -257,7 +259,7 @@ def test_damage_is_seen(tmp_path):
     with pytest.raises(DataError, match=r"vectors-1.f32: is shorter than its 36 steps"):
         EpisodeStore(tmp_path, "ro").matrix(encoder)
     db = sqlite3.connect(store.folder / "episodes.sqlite")
-    db.execute("UPDATE episode SET body=? WHERE name='e2'", (b"garbage",))
+    db.execute("UPDATE body SET data=? WHERE id=(SELECT id FROM episode WHERE name='e2')", (b"garbage",))
     db.commit()
     db.close()
     assert any(p.startswith("episode e2: cannot be read") for p in verify(EpisodeStore(tmp_path, "ro")))
@@ -303,3 +305,63 @@ def test_a_full_disk_costs_the_batch_and_nothing_else(tmp_path):
     store = EpisodeStore(tmp_path)
     assert (len(store), verify(store)) == (12 * done, [])
     assert store.append(batch(4 * done), {1: vectors(4 * done)}, "again") == range(12 * done, 12 * done + 12)
+
+
+OLDER = """
+ALTER TABLE episode ADD COLUMN body BLOB NOT NULL DEFAULT x'';
+UPDATE episode SET body = (SELECT data FROM body WHERE body.id = episode.id);
+DROP TABLE body;
+DROP INDEX evicted;
+UPDATE meta SET value='1' WHERE key='schema';
+"""
+"""Makes of a store one as the first schema had it."""
+
+
+def test_a_store_of_an_older_schema_is_brought_up_to_date_by_a_writer(tmp_path):
+    store, encoder = filled_store(tmp_path)
+    store.evict([1], generation=3)
+    wanted = list(store.episodes()), np.array(store.matrix(encoder)), store.columns["evicted"].tolist()
+    store.db.executescript(OLDER)
+    store.close()
+    with pytest.raises(DataError, match="has schema 1, this version reads 2; open it once for writing"):
+        EpisodeStore(tmp_path, "ro")
+    store = EpisodeStore(tmp_path)
+    assert not verify(store)
+    assert list(store.episodes()) == wanted[0]
+    assert np.array_equal(store.matrix(encoder), wanted[1])
+    assert store.columns["evicted"].tolist() == wanted[2]
+    store.append(batch(50), {encoder: vectors(50)}, "later")
+    assert len(list(EpisodeStore(tmp_path, "ro").episodes())) == len(wanted[0]) + 4
+
+
+APPENDS = """
+import sys; sys.path.insert(0, "tests")
+from test_store import *
+store, encoder = filled_store(Path(sys.argv[1]), batches=1)
+print("ready", flush=True)
+store.append(batch(50), {encoder: vectors(50)}, "traced")
+"""
+
+
+def test_vectors_are_fsynced_before_the_commit_that_counts_them(tmp_path):
+    """What survives a power loss is decided by the order of system calls."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed")
+    trace = tmp_path / "trace"
+    words = [strace, "-f", "-y", "-o", str(trace), "-e", "trace=write,pwrite64,fsync,fdatasync", sys.executable, "-c", APPENDS]
+    done = subprocess.run([*words, str(tmp_path / "buffer")], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    if done.returncode and "ptrace" in done.stderr:
+        pytest.skip("this machine does not let processes be traced")
+    assert done.returncode == 0, done.stderr
+    calls = [line.split(maxsplit=1)[1] for line in trace.read_text().splitlines()]
+    start = next(i for i, c in enumerate(calls) if c.startswith("write(1<") and "ready" in c)
+    found = [re.match(r"(\w+?)(?:64)?\(\d+<[^>]*/(vectors-1\.f32|episodes\.sqlite-wal)>", call) for call in calls[start:]]
+    kinds = [match.groups() for match in found if match]
+    vectors_done = kinds.index(("fsync", "vectors-1.f32"))
+    log = [i for i, (_, kind) in enumerate(kinds) if kind == "episodes.sqlite-wal"]
+    assert ("pwrite", "vectors-1.f32") in kinds[:vectors_done]
+    assert ("pwrite", "vectors-1.f32") not in kinds[vectors_done:]
+    assert log, kinds
+    assert min(log) > vectors_done, "no commit is written before its vectors are on disk"
+    assert kinds[-1] in (("fdatasync", "episodes.sqlite-wal"), ("fsync", "episodes.sqlite-wal")), "and it is on disk when append returns"

@@ -12,12 +12,13 @@ from dreamgym.core.files import read_episodes, write_episodes
 from dreamgym.core.state import make_state
 from dreamgym.pipeline.run import bar, console
 from dreamgym.replay.backfill import backfill as filled_in
-from dreamgym.replay.buffer import Query
+from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.replay.columns import NEVER, OUTCOMES
+from dreamgym.replay.contract import Query
 from dreamgym.replay.database import DATABASE
-from dreamgym.replay.durable import DurableReplay
 from dreamgym.replay.encoder import HashingEncoder
 from dreamgym.replay.encoders import Encoder, SentenceEncoder, identity_of
+from dreamgym.replay.parquet import read_parquet, write_parquet
 from dreamgym.replay.store import EpisodeStore
 from dreamgym.replay.upkeep import compact as compacted
 from dreamgym.replay.upkeep import verify as problems_of
@@ -84,22 +85,25 @@ def backfill(folder: Folder, model: Model = None) -> None:
 
 
 @app.command("export")
-def export_episodes(folder: Folder, path: Annotated[Path, typer.Argument(help="A .jsonl or .jsonl.xz file to write.")]) -> None:
-    """All episodes that are not evicted, one JSON line each (the format of logs)."""
+def export_episodes(folder: Folder, path: Annotated[Path, typer.Argument(help="A .jsonl, .jsonl.xz or .parquet file to write.")]) -> None:
+    """All episodes that are not evicted: one JSON line each (the format of logs), or Parquet with one row per step."""
     store = EpisodeStore(folder, "ro")
-    write_episodes(path, store.episodes())
+    if path.suffix == ".parquet":
+        write_parquet(path, store.episodes())
+    else:
+        write_episodes(path, store.episodes())
     console.print(f"{sum(1 for _ in store.episodes()):,} episodes written to {path}")
 
 
 @app.command("import")
 def import_episodes(
-    folder: Folder, path: Annotated[Path, typer.Argument(help="A .jsonl or .jsonl.xz file of episodes.")], model: Model = None
+    folder: Folder, path: Annotated[Path, typer.Argument(help="A .jsonl, .jsonl.xz or .parquet file of episodes.")], model: Model = None
 ) -> None:
     """Add the valid episodes of a file that are not in yet, batch by batch; makes the buffer where there is none."""
-    buffer = DurableReplay(EpisodeStore(folder), _encoder(model))
+    buffer = ReplayBuffer(folder, _encoder(model))
     read, batch = 0, []
     before = buffer.store.places()
-    for episode in read_episodes(path):
+    for episode in read_parquet(path) if path.suffix == ".parquet" else read_episodes(path):
         batch.append(episode)
         read += 1
         if len(batch) == BATCH:
@@ -120,7 +124,7 @@ def search(
     model: Model = None,
 ) -> None:
     """The most similar experiences to (state, action), best first."""
-    buffer = DurableReplay(EpisodeStore(folder, "ro"), _encoder(model))
+    buffer = ReplayBuffer(folder, _encoder(model), "ro")
     query = Query(make_state(state or []), action, exclude_task=exclude_task)
     table = Table("cosine", "action", "what changed", "end", "episode")
     for hit in buffer.snapshot(generation).topk([query], k)[0]:

@@ -68,7 +68,7 @@ class DreamEnv:
         terminated = reply.outcome != "go"
         truncated = not terminated and len(self._past) >= self._cap
         self._done = terminated or truncated
-        info: Info = {"reasoning": reply.reasoning}
+        info: Info = {"reasoning": reply.reasoning, "surprise": prediction.surprise}
         if self._done:
             info["stop"] = StopReason(reply.outcome) if terminated else StopReason.MAX_STEPS
         return Step(text_of_state(self._state), prediction.reward, terminated, truncated, info)

@@ -27,7 +27,7 @@ class Step:
     terminated: bool
     truncated: bool
     info: Info = field(default_factory=dict)
-    """``stop``: the StopReason of an ended episode; dream environments add ``reasoning``."""
+    """``stop``: the StopReason of an ended episode; dream environments add ``reasoning`` and ``surprise``."""
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ def stop_of(step: Step) -> StopReason | None:
 
 def transition_of(state: State, action: str, step: Step, after: State) -> Transition:
     """What ``action`` did in ``state``; ``after`` is the parsed observation of ``step``."""
-    change, stop = diff(state, after), stop_of(step)
+    change, stop, surprise = diff(state, after), stop_of(step), step.info.get("surprise")
     outcome: Outcome = "won" if stop == StopReason.WON else "lost" if stop == StopReason.LOST else "go"
     return Transition(
         state=state,
@@ -29,4 +29,5 @@ def transition_of(state: State, action: str, step: Step, after: State) -> Transi
         reward=step.reward,
         outcome=outcome,
         reasoning=str(step.info.get("reasoning", "")),
+        surprise=float(surprise) if isinstance(surprise, float) else None,
     )

@@ -13,6 +13,8 @@ from dreamgym.core.state import Change, State, apply_change, entity, revelations
 
 Source = Literal["real", "dream"]
 Panel = Literal["train", "probe", "test", "unseen", "generated", "user"]
+EVALUATION: tuple[Panel, ...] = ("probe", "test", "unseen")
+"""Panels whose episodes may be evaluated on, never trained on or retrieved."""
 Outcome = Literal["go", "won", "lost"]
 
 
@@ -74,6 +76,8 @@ class Transition(_Value):
     """``go`` = the episode goes on; ``won`` and ``lost`` = the environment ended it."""
     reasoning: str = ""
     """Why the action leads to this change: a teacher's annotation, or the experience model's own trace."""
+    surprise: float | None = None
+    """Of a dreamed step: minus the log-probability (nats) of the experience model's whole reply; None where it is not known."""
 
     @property
     def change(self) -> Change:

@@ -13,7 +13,7 @@ from dreamgym.core.types import StopReason
 from dreamgym.experience.fidelity import Draw, disagreement
 from dreamgym.experience.model import ExperienceModel, Prediction
 from dreamgym.experience.prompt import Request
-from dreamgym.replay.buffer import Retrieval
+from dreamgym.replay.contract import Retrieval
 
 
 class Cautious:

@@ -18,7 +18,7 @@ from dreamgym.endpoint.config import Answer, Ask, Chat, Message
 from dreamgym.experience.chat import EndpointReply, parse_step, reply_schema, step_messages
 from dreamgym.experience.model import Prediction
 from dreamgym.experience.prompt import ExperienceConfig, PromptBuilder, Request
-from dreamgym.replay.buffer import Retrieval
+from dreamgym.replay.contract import Retrieval
 
 
 class EndpointExperienceModel:

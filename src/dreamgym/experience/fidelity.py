@@ -21,7 +21,7 @@ from dreamgym.core.types import Episode, StopReason, Transition
 from dreamgym.experience.model import ExperienceModel, Prediction, check
 from dreamgym.experience.prompt import ExperienceConfig, PromptBuilder, Request
 from dreamgym.lm.local import LocalLM
-from dreamgym.replay.buffer import Retrieval
+from dreamgym.replay.contract import Retrieval
 
 Draw = Callable[[Sequence[Request], int], list[list[Prediction]]]
 """Requests and a number m -> m independent predictions of each, at temperature 1."""

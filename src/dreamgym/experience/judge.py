@@ -1,6 +1,7 @@
 """The paper's judge (arXiv 2511.03773, Appendix C.4; the wording is ours): an LLM scores dreamed steps on four rubrics, 0 to 2.
 
     scores = judge_steps(chat, episodes, steps=100, seed=0)
+    rule = WellJudged(chat)                    # of a replay buffer: what is consistent and not made up may come in
 
 It needs no real environment, so it also works where there is none to ask. It is an opinion: replayed success and next states
 (``audit``) are facts. A reply that is not usable is asked for again, then counted apart; it is never a 0.
@@ -16,6 +17,7 @@ from dreamgym.core.types import Episode, Task, Transition
 from dreamgym.endpoint.config import Chat, Message
 from dreamgym.experience.chat import answered, quoted, sectioned
 from dreamgym.prompts import prompt
+from dreamgym.replay.buffer import ReplayBuffer
 
 SAMPLES = 3
 BUDGET = 512
@@ -54,6 +56,21 @@ def judge_steps(chat: Chat, episodes: Sequence[Episode], steps: int, seed: int) 
     usable = [r.model_dump() for r in found if r is not None]
     means = {name: sum(r[name] for r in usable) / len(usable) for name in Rubric.model_fields} if usable else {}
     return Judged(means, len(usable), len(found) - len(usable))
+
+
+class WellJudged:
+    """A buffer's ``Rule``: one step of the episode, drawn by its id, is consistent and not made up (at least 1 of 2 on both rubrics)."""
+
+    name = "judged"
+
+    def __init__(self, chat: Chat) -> None:
+        self.chat = chat
+
+    def admits(self, episodes: Sequence[Episode], buffer: ReplayBuffer) -> list[bool]:
+        """An episode without a usable score is not admitted."""
+        chosen = [int(keyed_rng("admit", e.id).integers(len(e.transitions))) for e in episodes]
+        found = self.chat.together([_score(self.chat, e.task, e.transitions[n], e.id, n) for e, n in zip(episodes, chosen, strict=True)])
+        return [r is not None and min(r.causal_consistency, r.hallucination) >= 1 for r in found]
 
 
 async def _score(chat: Chat, task: Task, t: Transition, episode: str, number: int) -> Rubric | None:

@@ -7,7 +7,7 @@ still wrong then is an *invalid* prediction with its reason, never an empty obse
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from dreamgym.core.grammar import GrammarError, Reply, parse_reply
@@ -16,7 +16,7 @@ from dreamgym.core.state import InconsistentChange, State, apply_change
 from dreamgym.core.types import Outcome, StopReason
 from dreamgym.experience.prompt import ExperienceConfig, PromptBuilder, Request
 from dreamgym.lm.local import LocalLM
-from dreamgym.replay.buffer import Retrieval
+from dreamgym.replay.contract import Retrieval
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class Prediction:
     invalid: StopReason | None
     text: str
     """The last raw reply, for people to read."""
+    surprise: float | None = None
+    """Minus the log-probability of the reply in nats, to three places (beyond them batches differ); None where it is not known."""
 
     @property
     def reward(self) -> float | None:
@@ -142,6 +144,8 @@ class LocalExperienceModel:
             replies = self.lm.generate(prompts, self.config.budget, self.config.retry_temperature, draws)
         texts = [self.lm.decode(g.ids) for g in replies]
         return [
-            check(text.strip(" "), r.state) if g.finished else Prediction(None, StopReason.INVALID_REPLY, text)
+            replace(check(text.strip(" "), r.state), surprise=round(-sum(g.logprobs), 3))
+            if g.finished
+            else Prediction(None, StopReason.INVALID_REPLY, text)
             for text, r, g in zip(texts, requests, replies, strict=True)
         ]

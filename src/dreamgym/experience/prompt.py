@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from dreamgym.core.grammar import render_query, render_world
 from dreamgym.core.state import Change, State, entity
 from dreamgym.core.types import Transition
-from dreamgym.replay.buffer import Query, Retrieval
+from dreamgym.replay.contract import Query, Retrieval
 
 
 class Past(NamedTuple):

@@ -21,7 +21,7 @@ from dreamgym.experience.fidelity import Draw
 from dreamgym.experience.model import ExperienceModel, Prediction
 from dreamgym.experience.prompt import Request
 from dreamgym.prompts import prompt
-from dreamgym.replay.buffer import Retrieval
+from dreamgym.replay.contract import Retrieval
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,8 @@ class SecondOpinion:
         if verdict:
             return said
         self.refused += 1
-        return Prediction(replace(said.reply, outcome="lost"), None, f"{said.text} (second opinion: the task is not done)")
+        text = f"{said.text} (second opinion: the task is not done)"
+        return replace(said, reply=replace(said.reply, outcome="lost"), text=text)
 
 
 def _key(r: Request, p: Prediction) -> tuple[object, ...]:

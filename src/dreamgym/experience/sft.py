@@ -19,7 +19,7 @@ from dreamgym.experience.kinds import StepKinds
 from dreamgym.experience.prompt import ExperienceConfig, Past, PromptBuilder, Request, unseen_part
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.packing import Segment, Tree
-from dreamgym.replay.buffer import Retrieval
+from dreamgym.replay.contract import Retrieval
 
 
 class RepeatConfig(BaseModel):

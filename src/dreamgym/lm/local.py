@@ -72,7 +72,7 @@ class LocalLM:
         """Continue each prompt until the end token or ``budget`` tokens.
 
         Greedy at temperature 0; otherwise row i samples with ``draws[i]`` alone. Log-probabilities are those of the
-        distribution sampled from (after temperature).
+        distribution sampled from (after temperature); greedy ones those at temperature 1.
         """
         if not prompts:
             return []
@@ -133,7 +133,7 @@ class LocalLM:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if temperature == 0 or draws is None:
             chosen = logits.argmax(-1)
-            return chosen, torch.zeros(len(chosen))
+            return chosen, torch.log_softmax(logits, -1).gather(1, chosen[:, None])[:, 0]
         logp = torch.log_softmax(logits / temperature, -1)
         cumulative = logp.double().exp().cumsum(-1)
         u = torch.tensor([d.random() for d in draws], dtype=torch.float64)[:, None] * cumulative[:, -1:]

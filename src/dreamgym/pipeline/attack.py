@@ -20,7 +20,7 @@ from dreamgym.experience.model import ExperienceModel, check
 from dreamgym.experience.prompt import Past, Request, unseen_part
 from dreamgym.pipeline.audit import replay_real
 from dreamgym.pipeline.logs import tasks_of
-from dreamgym.replay.buffer import Hit, Query
+from dreamgym.replay.contract import Hit, Query
 
 
 @dataclass

@@ -21,7 +21,7 @@ from dreamgym.experience.sft import requests_of
 from dreamgym.lm.fit import _Progress
 from dreamgym.pipeline.config import Pretrained
 from dreamgym.pipeline.learn import Report, quiet
-from dreamgym.replay.buffer import ReplayBuffer, Retrieval
+from dreamgym.replay.contract import Retrieval
 
 try:
     import datasets
@@ -65,6 +65,7 @@ def train_chat(
     prompt: ExperienceConfig,
     config: Pretrained,
     folder: Path,
+    retrieval: Retrieval,
     seed: int,
     report: Report = quiet,
 ) -> int:
@@ -75,9 +76,7 @@ def train_chat(
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    buffer = ReplayBuffer()
-    buffer.add(episodes)
-    found = list(conversations(episodes, tasks, prompt, config.reply.form, buffer.snapshot(), config.retrieval_dropout, seed))
+    found = list(conversations(episodes, tasks, prompt, config.reply.form, retrieval, config.retrieval_dropout, seed))
     _check_lengths(found, tokenizer, config.max_length)
     gpu = torch.cuda.is_available()
     trainer = SFTTrainer(
@@ -141,6 +140,7 @@ def main() -> None:
     from accelerate import PartialState
 
     from dreamgym.pipeline.config import load_config
+    from dreamgym.pipeline.grounding import run_buffer
     from dreamgym.pipeline.run import Run
     from dreamgym.pipeline.stages import train_experience_model
 
@@ -148,6 +148,8 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     folder = parser.parse_args().run
     run = Run(folder, load_config(folder / "config.yaml"))
+    with PartialState().main_process_first():  # one process makes the buffer, the others read it
+        run_buffer(run).close()
     summary = train_experience_model(run)
     if PartialState().is_main_process:
         run.stage("train-experience", lambda: summary)

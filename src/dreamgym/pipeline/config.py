@@ -17,6 +17,7 @@ from dreamgym.core.errors import ConfigError
 from dreamgym.endpoint.config import EndpointConfig
 from dreamgym.experience.chat import EndpointReply
 from dreamgym.experience.teach import AnnotatorConfig
+from dreamgym.replay.rerank import RerankConfig
 
 
 class Section(BaseModel):
@@ -132,6 +133,57 @@ class Experience(Section):
         return self
 
 
+class Embeddings(Section):
+    """An embeddings endpoint of an OpenAI-compatible server."""
+
+    base_url: str
+    model: str
+    dimension: int = Field(ge=1)
+
+
+class Admission(Section):
+    """What a dreamed episode must be to come into the buffer (see ``dreamgym.replay.enrichment``); give one or more."""
+
+    surprise: float | None = Field(None, gt=0)
+    """The experience model was sure: no reply less probable than exp(-surprise) (local models only)."""
+    novelty: float | None = Field(None, gt=-1, le=1.01)
+    """Some step's nearest experience has a cosine below this; 1.01 = only equal episodes of one iteration are left out."""
+    judge: EndpointConfig | None = None
+    """An LLM finds one of its steps consistent and not made up."""
+
+    @model_validator(mode="after")
+    def _some(self) -> "Admission":
+        if self.surprise is None and self.novelty is None and self.judge is None:
+            raise ValueError("give surprise, novelty or judge; to take all in, use enrichment: store_all")
+        return self
+
+
+class Buffer(Section):
+    """The run's replay buffer: by what it is searched, and what of the dream comes in."""
+
+    encoder: str = "hashing"
+    """``hashing`` (no download), or a sentence-transformers model by hub name or folder (the extra [sentence])."""
+    embeddings: Embeddings | None = None
+    """A server that encodes instead."""
+    order: RerankConfig = RerankConfig()
+    """By cosine alone, or also diverse (``mmr``), by words (``bm25``), with a share of real ones (``real_share``)."""
+    enrichment: Literal["store_all", "real_frozen", "filtered"] = "store_all"
+    """Of valid dreamed episodes: all come in (as in the paper), none, or those that ``admit`` lets in."""
+    admit: Admission | None = None
+    capacity: int | None = Field(None, ge=1)
+    """Steps held; dreamed episodes go first, the oldest first. null = no limit."""
+
+    @model_validator(mode="after")
+    def _no_idle_key(self) -> "Buffer":
+        if (self.enrichment == "filtered") != (self.admit is not None):
+            raise ValueError("enrichment: filtered and admit go together")
+        if self.capacity and self.enrichment == "real_frozen":
+            raise ValueError("capacity has nothing to do where nothing comes in (enrichment: real_frozen)")
+        if self.embeddings and self.encoder != "hashing":
+            raise ValueError("give either encoder or embeddings")
+        return self
+
+
 class Acting(Section):
     """What the policy reads and writes (see ``dreamgym.rl.context``)."""
 
@@ -204,6 +256,7 @@ class RunConfig(Section):
     pretrain: Optimisation = Optimisation(learning_rate=2e-3, epochs=3)
     """Training of the base language model where ``base: tiny``."""
     experience: Experience = Experience()
+    replay: Buffer = Buffer()
     policy: Acting = Acting()
     sft: WarmStart = WarmStart()
     rl: Dreaming = Dreaming()
@@ -215,6 +268,10 @@ class RunConfig(Section):
     def _no_idle_key(self) -> "RunConfig":
         if self.policy.preset == "tiny" and self.rl.invalid_action_penalty:
             raise ValueError("rl.invalid_action_penalty needs policy.preset: paper; a reply of the preset tiny cannot be malformed")
+        if self.replay.admit and self.replay.admit.surprise and (self.experience.endpoint or self.experience.pretrained):
+            raise ValueError("replay.admit.surprise needs a local experience model; a chat model does not say how sure it is")
+        if self.experience.prompt.k == 0 and self.replay != Buffer():
+            raise ValueError("replay: nothing is retrieved with experience.prompt.k: 0; leave the section out")
         return self
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dreamgym.core.env import RealSteps
-from dreamgym.core.files import episode_line, episode_of_line, write_atomic
+from dreamgym.core.files import episode_line, write_atomic
 from dreamgym.core.types import Episode, Task
 from dreamgym.curriculum.sampler import TaskSampler, VarianceSampler
 from dreamgym.dream import SheetBook
@@ -18,7 +18,7 @@ from dreamgym.envs.adapter import Adapter
 from dreamgym.experience.model import ExperienceModel
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.play import play_dream, play_real, seats_for, success_rate
-from dreamgym.replay.buffer import Replay
+from dreamgym.replay.contract import Replay
 from dreamgym.rl.context import Context
 from dreamgym.rl.grpo import GRPOConfig, GRPOTrainer
 from dreamgym.rl.policy import STATE_CONTEXT, Policy
@@ -56,9 +56,9 @@ class GRPORun:
         if resumed:
             self._resume(checkpoint)
         _cut(self.folder / "metrics.jsonl", self.iteration, "iteration")
-        dreamed = _cut(self.folder / "episodes.jsonl", self.iteration, "policy_version")
+        _cut(self.folder / "episodes.jsonl", self.iteration, "policy_version")
         if self.replay is not None:
-            self.replay.add(episode_of_line(text) for text in dreamed)
+            self.replay.rewind(self.iteration)
 
     @property
     def iteration(self) -> int:
@@ -85,8 +85,8 @@ class GRPORun:
             if self.model is not None:
                 self.sheets.learn(episodes)
                 if self.replay is not None:
-                    self.replay.add(episodes)
-            metrics |= self.sampler.metrics() | {
+                    self.replay.add(episodes, self.iteration)
+            metrics |= self.sampler.metrics() | (self.replay.metrics() if self.replay is not None else {}) | {
                 "invented": float(self.sheets.invented),
                 "conflicts": float(self.sheets.conflicts),
                 "real_steps": float(self.counter.total),
@@ -105,7 +105,10 @@ class GRPORun:
     def _play(self, seats: Sequence[Seat]) -> list[Rollout]:
         actor = Policy(self.lm, self.config.temperature, self.config.action_tokens, self.context)
         if self.model is not None:
-            return play_dream(actor, self.model, self.adapter.cap, seats)
+            played = play_dream(actor, self.model, self.adapter.cap, seats)
+            if self.replay is not None:
+                self.replay.prepare([r.episode for r in played])
+            return played
         return play_real(actor, self.adapter, seats, self.counter, "rl", "policy")
 
     def _spent(self) -> dict[str, int]:
@@ -162,7 +165,7 @@ class GRPORun:
         self.sheets.tasks = {n: t.model_copy(update={"sheet": tuple(state["sheets"][n])}) for n, t in self.sheets.tasks.items()}
 
 
-def _cut(path: Path, iteration: int, field: str) -> list[str]:
+def _cut(path: Path, iteration: int, field: str) -> None:
     """Keep the lines of finished iterations in an append-only file; a torn last line goes too."""
     kept = []
     for text in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
@@ -175,4 +178,3 @@ def _cut(path: Path, iteration: int, field: str) -> list[str]:
         if number < iteration:
             kept.append(text)
     write_atomic(path, "".join(text + "\n" for text in kept))
-    return kept

@@ -16,7 +16,7 @@ from dreamgym.lm.local import LocalLM
 from dreamgym.lm.packing import Segment, Tree
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer
 from dreamgym.lm.words import add_whole_words
-from dreamgym.replay.buffer import ReplayBuffer
+from dreamgym.replay.contract import Retrieval
 from dreamgym.rl.context import Context, Turn
 from dreamgym.rl.policy import STATE_CONTEXT
 
@@ -45,15 +45,14 @@ def train_experience(
     prompt: ExperienceConfig,
     config: FitConfig,
     folder: Path,
+    retrieval: Retrieval,
     report: Report = quiet,
     repeat: RepeatConfig | None = None,
 ) -> LocalLM:
-    """The experience model (Eq. 5): ``base`` fine-tuned on annotated episodes, retrieval in the prompt."""
+    """The experience model (Eq. 5): ``base`` fine-tuned on annotated episodes, what ``retrieval`` finds in the prompt."""
     lm = LocalLM.load(base)
     add_whole_words(lm, target_texts(annotated, prompt.reasoning), WHOLE_WORD)
-    buffer = ReplayBuffer()
-    buffer.add(annotated)
-    trees = sft_trees(lm, annotated, tasks, buffer.snapshot(), prompt, repeat or RepeatConfig(), config.seed)
+    trees = sft_trees(lm, annotated, tasks, retrieval, prompt, repeat or RepeatConfig(), config.seed)
     fit(lm.model, trees, config, folder / "checkpoints", report)
     return _keep(lm, folder)
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from dreamgym.core.errors import DataError, PanelLeakError
 from dreamgym.core.files import read_episodes
-from dreamgym.core.types import Episode, Task, sheet_in_hindsight
-
-EVALUATION = ("probe", "test", "unseen")
+from dreamgym.core.types import EVALUATION, Episode, Task, sheet_in_hindsight
 
 
 def load_logs(paths: Sequence[Path]) -> list[Episode]:

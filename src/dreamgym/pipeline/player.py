@@ -1,6 +1,6 @@
 """Who plays the environment in a run: the experience model that its configuration names, and its second opinion.
 
-    model, buffer = experience_model(run)
+    model = experience_model(run, run_buffer(run).snapshot(LOGGED))
 
 A local model trained here, a pretrained chat LLM fine-tuned here, or a server; optional extras are imported where they are needed.
 """
@@ -18,9 +18,8 @@ from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.experience.second_opinion import JudgeOfSuccess, SecondOpinion, Verifier, programmatic
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.config import Opinion, Remote, RunConfig
-from dreamgym.pipeline.logs import load_logs
-from dreamgym.pipeline.run import LOGS, Run
-from dreamgym.replay.buffer import ReplayBuffer, Retrieval
+from dreamgym.pipeline.run import Run
+from dreamgym.replay.contract import Retrieval
 
 
 def prompt_config(config: RunConfig) -> ExperienceConfig:
@@ -35,30 +34,27 @@ def server(config: EndpointConfig) -> Chat:
     return Endpoint(config)
 
 
-def experience_model(run: Run, tasks_seen: bool = False) -> tuple[ExperienceModel, ReplayBuffer]:
-    """The experience model over a buffer seeded with the real transitions, its successes verified where the run wants that."""
-    buffer = ReplayBuffer()
-    config = prompt_config(run.config)
-    if config.k:
-        buffer.add(load_logs([run.path(LOGS)]))
-    model = _player(run, config.model_copy(update={"same_task": tasks_seen}), buffer)
+def experience_model(run: Run, retrieval: Retrieval, tasks_seen: bool = False) -> ExperienceModel:
+    """The experience model that reads ``retrieval``, its successes verified where the run wants that."""
+    config = prompt_config(run.config).model_copy(update={"same_task": tasks_seen})
+    model = _player(run, config, retrieval)
     opinion, unsure = run.config.experience.second_opinion, run.config.experience.uncertainty
     if unsure:
-        model = Cautious(model, partial(_draws_under, model), buffer.snapshot(), unsure.samples, unsure.above)
-    return (SecondOpinion(model, _verifier(opinion)) if opinion else model), buffer
+        model = Cautious(model, partial(_draws_under, model), retrieval, unsure.samples, unsure.above)
+    return SecondOpinion(model, _verifier(opinion)) if opinion else model
 
 
-def _player(run: Run, config: ExperienceConfig, buffer: ReplayBuffer) -> ExperienceModel:
+def _player(run: Run, config: ExperienceConfig, retrieval: Retrieval) -> ExperienceModel:
     """Who plays the environment: a server, a chat model fine-tuned here, or the local model."""
     remote, pretrained = run.config.experience.endpoint, run.config.experience.pretrained
     if remote:
-        return EndpointExperienceModel(server(remote.server), config, remote.reply, buffer.snapshot())
+        return EndpointExperienceModel(server(remote.server), config, remote.reply, retrieval)
     if pretrained:
         from dreamgym.experience.inprocess import LocalChat
 
         chat = LocalChat.load(run.path("experience"), pretrained.generation_batch)
-        return EndpointExperienceModel(chat, config, pretrained.reply, buffer.snapshot())
-    return LocalExperienceModel(LocalLM.load(run.path("experience")), config, buffer.snapshot())
+        return EndpointExperienceModel(chat, config, pretrained.reply, retrieval)
+    return LocalExperienceModel(LocalLM.load(run.path("experience")), config, retrieval)
 
 
 def _verifier(opinion: Opinion) -> Verifier:
@@ -81,9 +77,9 @@ def _draws_under(model: ExperienceModel, retrieval: Retrieval) -> Draw:
     return local_draws(player.lm, player.config, retrieval) if isinstance(player, LocalExperienceModel) else player.draw
 
 
-def draws(model: ExperienceModel, buffer: ReplayBuffer) -> Draw:
+def draws(model: ExperienceModel, retrieval: Retrieval) -> Draw:
     """Further predictions of ``model`` at temperature 1, its successes verified where they are."""
-    found = _draws_under(model, buffer.snapshot())
+    found = _draws_under(model, retrieval)
     return model.draws(found) if isinstance(model, SecondOpinion) else found
 
 

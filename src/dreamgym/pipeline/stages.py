@@ -13,6 +13,7 @@ from dreamgym.core.files import read_episodes, read_json, write_episodes, write_
 from dreamgym.core.types import Episode, Panel, StopReason, Task
 from dreamgym.envs.adapter import Adapter, load_adapter
 from dreamgym.experience.annotate import GenericTeacher, annotate
+from dreamgym.experience.model import ExperienceModel
 from dreamgym.experience.teach import ANNOTATIONS, estimate, summary, teach
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
@@ -21,6 +22,7 @@ from dreamgym.pipeline.attack import attack_run
 from dreamgym.pipeline.audit import audit_run
 from dreamgym.pipeline.config import Optimisation, RunConfig
 from dreamgym.pipeline.fidelity import fidelity_run
+from dreamgym.pipeline.grounding import growing, logged
 from dreamgym.pipeline.grpo_run import GRPORun
 from dreamgym.pipeline.learn import train_base, train_experience, warm_start
 from dreamgym.pipeline.logs import counts, load_logs, successes, tasks_of
@@ -28,6 +30,7 @@ from dreamgym.pipeline.play import play_real, seats_for, success_rate
 from dreamgym.pipeline.player import draws, experience_model, prompt_config, remote_costs, server
 from dreamgym.pipeline.run import LOGS, Run, bar, console, drop_torn_checkpoints, fit_report
 from dreamgym.pipeline.user_logs import read_user_logs
+from dreamgym.replay.enrichment import Enriched
 from dreamgym.rl.grpo import GRPOConfig
 from dreamgym.rl.policy import Scripted
 
@@ -182,7 +185,8 @@ def train_experience_model(run: Run) -> Summary:
 
         with bar() as progress:
             report = fit_report(progress, "experience model")
-            n = train_chat(episodes, tasks_of(episodes), prompt_config(config), pretrained, run.path("experience"), config.seed, report)
+            tasks, retrieval = tasks_of(episodes), logged(run)
+            n = train_chat(episodes, tasks, prompt_config(config), pretrained, run.path("experience"), retrieval, config.seed, report)
         return {"model": pretrained.model, "lora": pretrained.lora is not None, "conversations": n, **config.experience.prompt.model_dump()}
     with bar() as progress:
         lm = train_experience(
@@ -192,6 +196,7 @@ def train_experience_model(run: Run) -> Summary:
             prompt_config(config),
             fit_config(config.experience.fit, config.seed),
             run.path("experience"),
+            logged(run),
             fit_report(progress, "experience model"),
         )
     return {"parameters": lm.parameters, **config.experience.prompt.model_dump()}
@@ -241,8 +246,8 @@ def train_policy(run: Run) -> Summary:
         raise ConfigError(f"rl.environment: {config.rl.environment!r} is not known; use dream or real")
     if dreaming:
         check_audit(run)
-    model, buffer = experience_model(run, tasks_seen=True) if dreaming else (None, None)
-    rl = GRPORun(run.path("sft"), grpo_config(config), tasks, adapter, run.path("policy_run"), model, buffer, counter, context_of(config))
+    model, replay = _dream(run) if dreaming else (None, None)
+    rl = GRPORun(run.path("sft"), grpo_config(config), tasks, adapter, run.path("policy_run"), model, replay, counter, context_of(config))
     with bar() as progress:
         task = progress.add_task("GRPO", total=config.rl.iterations, completed=rl.iteration)
 
@@ -257,6 +262,8 @@ def train_policy(run: Run) -> Summary:
         probe = _panel(adapter, "probe", config.evaluation.probe_games) if config.rl.probe_every else ()
         lm = rl.run(report, probe, config.rl.probe_every, config.evaluation.temperature)
     lm.save(run.path("policy"))
+    if replay is not None:
+        replay.buffer.close()
     metrics = rl.trainer.progress.metrics
     spent = {name: sum(m[name] for m in metrics) for name in (metrics[0] if metrics else ()) if "_tokens_" in name or "_calls" in name}
     return {
@@ -269,6 +276,13 @@ def train_policy(run: Run) -> Summary:
         **spent,
         **(remote_costs(model, config.experience.endpoint, spent) if config.experience.endpoint else {}),
     }
+
+
+def _dream(run: Run) -> tuple[ExperienceModel, Enriched | None]:
+    """Who plays the environment in training, and the buffer that grows by it (None where it does not)."""
+    replay = growing(run)
+    retrieval = replay.snapshot() if replay is not None else logged(run)
+    return experience_model(run, retrieval, tasks_seen=True), replay
 
 
 def check_audit(run: Run) -> None:
@@ -343,7 +357,7 @@ def audit(run: Run) -> Summary:
     found = audit_run(
         run.config,
         load_adapter(run.config.env),
-        experience_model(run)[0],
+        experience_model(run, logged(run)),
         load_logs([run.path(LOGS)]),
         {name: LocalLM.load(run.path(name)) for name in ("sft", "policy") if run.path(name).exists()},
         run.config.evaluation.panel,
@@ -355,13 +369,14 @@ def audit(run: Run) -> Summary:
 
 def long_audit(run: Run) -> Summary:
     """What ``pipeline/fidelity.py`` measures beyond the audit, on the run's panel; its result goes to ``fidelity.json``."""
-    model, buffer = experience_model(run)
+    retrieval = logged(run)
+    model = experience_model(run, retrieval)
     policies = {name: LocalLM.load(run.path(name)) for name in ("sft", "policy") if run.path(name).exists()}
     adapter, logs = load_adapter(run.config.env), load_logs([run.path(LOGS)])
     trained = [name for name in policies if name == "policy"]
     panel, judge = run.config.evaluation.panel, run.config.evaluation.judge
     chat = server(judge) if judge else None
-    found = fidelity_run(run.config, adapter, model, draws(model, buffer), logs, policies, trained, panel, judge=chat)
+    found = fidelity_run(run.config, adapter, model, draws(model, retrieval), logs, policies, trained, panel, judge=chat)
     write_json(run.path("fidelity.json"), found)
     return {k: v for k, v in found.items() if isinstance(v, int | float)}
 
@@ -380,7 +395,8 @@ def attack(run: Run) -> Summary:
         won += [r.episode for r in played if r.episode.stop == StopReason.WON]
     if not won:
         raise DataError(f"{run.folder}: neither the evaluation nor an explorer won an episode, so there is no place to attack")
-    found = attack_run(experience_model(run)[0], adapter, won[:30], counter, config.experience.prompt.k > 0).result()
+    model = experience_model(run, logged(run))
+    found = attack_run(model, adapter, won[:30], counter, config.experience.prompt.k > 0).result()
     write_json(run.path("attacks.json"), found)
     return {**found, "real_steps_audit": counter.total}
 

@@ -18,8 +18,8 @@ from typing import Protocol
 import numpy as np
 
 from dreamgym.core.errors import MissingExtraError
-from dreamgym.replay.buffer import Hit, Query
-from dreamgym.replay.durable import DurableReplay, StoreSnapshot
+from dreamgym.replay.buffer import ReplayBuffer, Snapshot
+from dreamgym.replay.contract import Hit, Query
 from dreamgym.replay.encoders import Encoder, Pair
 from dreamgym.replay.search import Floats
 from dreamgym.replay.store import EpisodeStore
@@ -118,7 +118,7 @@ def _along(scores: Floats, curve: tuple[Floats, Floats]) -> Floats:
 class BackfillSnapshot:
     """A buffer that is being re-embedded. Satisfies ``Retrieval``."""
 
-    buffer: DurableReplay
+    buffer: ReplayBuffer
     encoder: Encoder
     number: int
     merge: Merge
@@ -127,8 +127,8 @@ class BackfillSnapshot:
         return len(self.buffer)
 
     def topk(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
-        """Like ``StoreSnapshot.topk``, over both parts."""
-        now = StoreSnapshot(self.buffer, len(self.buffer))
+        """Like ``Snapshot.topk``, over both parts."""
+        now = Snapshot(self.buffer, len(self.buffer))
         pairs = [(q.state, q.action) for q in queries]
         new_queries = self.encoder.encode(pairs)
         filled = self.buffer.store.filled(self.number)

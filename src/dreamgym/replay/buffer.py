@@ -1,182 +1,226 @@
-"""The buffer: episodes in, batch top-k out, with snapshots. In memory, saved as the episodes it was fed.
+"""The replay buffer: real transitions first, dreamed ones added, retrieved as of any iteration; durable, or for this process only.
 
-    buffer.add(episodes)
-    snapshot = buffer.snapshot()                       # what was there at this moment; later adds stay invisible to it
-    hits = snapshot.topk([Query(state, action, exclude_episode=e, exclude_task=t)], k=2)
+    buffer = ReplayBuffer(Path("runs/mine/buffer"))     # without a folder: a temporary one, gone with the object
+    buffer.add(episodes)                                # durable when it returns; what is in already is not added again
+    hits = buffer.snapshot().topk([Query(state, action, exclude_episode=e, exclude_task=t)], k=2)
+    earlier = buffer.snapshot(generation=3)             # what rollouts of iteration 3 could find
 
-Rollouts of one iteration read one snapshot, so retrieval does not depend on which episode finishes first.
+Logs are there from generation 0 on, what came of iteration n from n + 1 on: rollouts of one iteration read one snapshot.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dreamgym.core.files import read_episodes, write_episodes
-from dreamgym.core.state import State
-from dreamgym.core.types import Episode, Source, Transition
-from dreamgym.replay.encoder import HashingEncoder, Vectors
-
-_BLOCK = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One (state, action), and what must not be found for it."""
-
-    state: State
-    action: str
-    exclude_episode: str | None = None
-    exclude_task: str | None = None
-    source: Source | None = None
-    """Only transitions of this source; None = all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A retrieved transition with its provenance and cosine."""
-
-    transition: Transition
-    episode: str
-    task: str
-    source: Source
-    score: float
-
-
-class Retrieval(Protocol):
-    """Batch top-k over a fixed set of transitions: the part of a replay buffer that predictions need."""
-
-    def topk(self, queries: Sequence[Query], k: int) -> list[list[Hit]]: ...
-
-    def __len__(self) -> int: ...
-
-
-class Replay(Protocol):
-    """A store of episodes that can be searched at a fixed moment."""
-
-    def add(self, episodes: Iterable[Episode]) -> int: ...
-
-    def snapshot(self) -> Retrieval: ...
-
-    def __len__(self) -> int: ...
+from dreamgym.core.errors import DataError, DreamgymError, PanelLeakError
+from dreamgym.core.types import EVALUATION, Episode
+from dreamgym.replay.approximate import ApproximateIndex
+from dreamgym.replay.columns import NEVER, OUTCOMES
+from dreamgym.replay.contract import Hit, Query
+from dreamgym.replay.database import Mode
+from dreamgym.replay.encoder import HashingEncoder
+from dreamgym.replay.encoders import Encoder, Pair, identity_of
+from dreamgym.replay.search import Hidden, exact
+from dreamgym.replay.store import EpisodeStore, Vectors
 
 
 class ReplayBuffer:
-    """All transitions of valid episodes, in the order they were added."""
+    """Episodes in a folder (or of a store that is open), encoded by ``encoder`` (default: hashing). Satisfies ``Replay``."""
 
-    def __init__(self, encoder: HashingEncoder | None = None) -> None:
+    def __init__(self, folder: Path | EpisodeStore | None = None, encoder: Encoder | None = None, mode: Mode = "rw") -> None:
+        self.store = folder if isinstance(folder, EpisodeStore) else EpisodeStore(folder, mode)
         self.encoder = encoder or HashingEncoder()
-        self._vectors: Vectors = np.zeros((1024, self.encoder.dimension), dtype=np.float32)
-        self._episode_of = np.zeros(1024, dtype=np.int32)
-        self._task_of = np.zeros(1024, dtype=np.int32)
-        self._real = np.zeros(1024, dtype=bool)
-        self._transitions: list[Transition] = []
-        self._ids: dict[str, int] = {}
-        self._names: list[str] = []
-        self._episodes: list[Episode] = []
+        self.frozen = self.store.mode == "ro"
+        try:
+            self.number = self._number()
+        except DataError:
+            if not isinstance(folder, EpisodeStore):
+                self.store.close()
+            raise
+        self._ahead: threading.Thread | None = None
+        self._index: tuple[str, ApproximateIndex] | None = None
+        """And the numbering that it knows."""
+
+    def _number(self) -> int:
+        """The store's number of the encoder; a new buffer takes it in."""
+        store, identity = self.store, identity_of(self.encoder)
+        known = next((n for n, i in store.encoders().items() if i == identity), None)
+        if known is None and (store.mode == "ro" or len(store)):
+            held = ", ".join(i.name for i in store.encoders().values()) or "none"
+            raise DataError(f"{store.root}: holds no vectors of the encoder {identity.name} (but of: {held}); open it with one of these")
+        if known is not None and known != store.serving():
+            raise DataError(f"{store.root}: the encoder {identity.name} does not serve; finish its backfill, or use the one that does")
+        return store.add_encoder(identity, serving=True) if known is None else known
 
     def __len__(self) -> int:
-        return len(self._transitions)
+        return len(self.store)
 
-    def add(self, episodes: Iterable[Episode]) -> int:
-        """Append the transitions of valid episodes; returns how many. Invalid steps and episodes are left out."""
-        before = len(self)
-        for episode in episodes:
-            if not episode.valid:
-                continue
-            steps = [t for t in episode.steps if t.reward is not None]
-            if not steps:
-                continue
-            self._episodes.append(episode)
-            start = len(self)
-            self._grow(start + len(steps))
-            end = start + len(steps)
-            self._vectors[start:end] = self.encoder.encode([(t.state, t.action) for t in steps])
-            self._episode_of[start:end] = self._code(f"e:{episode.id}")
-            self._task_of[start:end] = self._code(f"t:{episode.task.id}")
-            self._real[start:end] = episode.source == "real"
-            self._transitions += steps
+    def prepare(self, episodes: Sequence[Episode]) -> None:
+        """Encode in the background what is about to come in, while the policy is updated; only encoders that remember texts gain by it."""
+        if self.encoder.remembers:
+            pairs = [(t.state, t.action) for e in episodes if e.valid for t in e.steps]
+            self._ahead = threading.Thread(target=self._encode_ahead, args=(pairs,), daemon=True)
+            self._ahead.start()
+
+    def _encode_ahead(self, pairs: Sequence[Pair]) -> None:
+        with suppress(DreamgymError):  # ``add`` asks again, and says what is wrong
+            self.encoder.encode(pairs)
+
+    def add(self, episodes: Iterable[Episode], generation: int | None = None) -> int:
+        """Append valid episodes that are not in yet; returns how many steps came in.
+
+        They are found from ``generation`` on; without one, what was dreamed in iteration n from n + 1 on, real ones always. One
+        commit per generation. Raises ``PanelLeakError`` on an episode of an evaluation panel; then nothing of this call was added.
+        """
+        if self.frozen:
+            raise DataError(f"{self.store.root}: is frozen for evaluation; episodes of an evaluation may not come into the buffer")
+        if self._ahead:
+            self._ahead.join()
+        before, new = len(self), dict[int, dict[str, Episode]]()
+        for e in episodes:
+            if e.task.panel in EVALUATION:
+                raise PanelLeakError(f"episode {e.id} belongs to the panel {e.task.panel}: it may be evaluated on, never retrieved")
+            if e.valid and e.steps and self.store.number_of(f"e:{e.id}") is None:
+                since = generation if generation is not None else e.policy_version + 1 if e.source == "dream" else 0
+                new.setdefault(since, {})[e.id] = e
+        for since, group in sorted(new.items()):
+            name = hashlib.blake2b("\n".join(group).encode(), digest_size=16).hexdigest()
+            vectors = self.encoder.encode([(t.state, t.action) for e in group.values() for t in e.steps])
+            self.store.append(list(group.values()), {self.number: vectors}, name, since)
         return len(self) - before
 
-    def snapshot(self) -> "Snapshot":
-        return Snapshot(self, len(self))
+    def episodes(self) -> Iterator[Episode]:
+        """All that are not evicted, in the order of their arrival."""
+        return self.store.episodes()
 
-    def save(self, path: Path) -> None:
-        write_episodes(path, self._episodes)
+    def evict(self, episodes: Sequence[str], generation: int) -> None:
+        """Mark episodes as gone from ``generation`` on; what is not in is ignored."""
+        numbers = [self.store.number_of(f"e:{name}") for name in episodes]
+        self.store.evict([self.store.place_of(n) for n in numbers if n is not None], generation)
 
-    @classmethod
-    def load(cls, path: Path, encoder: HashingEncoder | None = None) -> "ReplayBuffer":
-        buffer = cls(encoder)
-        buffer.add(read_episodes(path))
-        return buffer
+    def freeze(self) -> "Snapshot":
+        """Take nothing in any more, for evaluation and audits; what is there now."""
+        self.frozen = True
+        return self.snapshot()
 
-    def _code(self, name: str) -> int:
-        if name not in self._ids:
-            self._ids[name] = len(self._names)
-            self._names.append(name)
-        return self._ids[name]
+    def rewind(self, generation: int) -> None:
+        """Forget what came in for generations after ``generation``, as if it had never come."""
+        self.store.rewind(generation)
 
-    def _grow(self, size: int) -> None:
-        if size <= len(self._vectors):
-            return
-        capacity = max(size, 2 * len(self._vectors))
-        for name in ("_vectors", "_episode_of", "_task_of", "_real"):
-            old = getattr(self, name)
-            new = np.zeros((capacity, *old.shape[1:]), dtype=old.dtype)
-            new[: len(self)] = old[: len(self)]
-            setattr(self, name, new)
+    def metrics(self) -> dict[str, float]:
+        """Steps that are in, and the share of real ones among them."""
+        c = self.store.columns
+        live = c["evicted"] == NEVER
+        return {"buffer_steps": float(live.sum()), "buffer_real": float(c["real"][live].mean()) if live.any() else 1.0}
+
+    def approximate(self, recall: float = 0.98) -> float:
+        """From now on search what is in by an approximate index (the extra [faiss]); returns its measured recall.
+
+        What comes later is searched exactly, all after a compaction, until this is called again. It pays from some hundred
+        thousand steps on.
+        """
+        index = ApproximateIndex.build(self.store.matrix(self.number), recall)
+        self._index = self.store.numbering, index
+        return index.recall
+
+    def index(self) -> ApproximateIndex | None:
+        """The approximate index, where there is one of the present numbers."""
+        return self._index[1] if self._index and self._index[0] == self.store.numbering else None
+
+    def snapshot(self, generation: int | None = None) -> "Snapshot":
+        """What is there now, or what was there for the rollouts of an iteration."""
+        return Snapshot(self, len(self), generation)
+
+    def close(self) -> None:
+        self.store.close()
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The first ``size`` transitions of a buffer."""
+    """The first ``size`` steps of a buffer; with ``generation`` those of them that were visible then. Satisfies ``Retrieval``."""
 
     buffer: ReplayBuffer
     size: int
+    generation: int | None = None
+    numbering: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "numbering", self.buffer.store.numbering)
 
     def __len__(self) -> int:
         return self.size
 
+    def visible(self) -> NDArray[np.bool_]:
+        """Of all its steps [size], those that were in and not evicted."""
+        columns = self.buffer.store.columns
+        gone, came = columns["evicted"][: self.size], columns["generation"][: self.size]
+        return gone == NEVER if self.generation is None else (came <= self.generation) & (gone > self.generation)
+
     def topk(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         """For each query the k nearest by cosine, best first, ties by age; fewer where fewer may be shown."""
-        b = self.buffer
-        found: list[list[Hit]] = []
-        for start in range(0, len(queries), _BLOCK):
-            block = queries[start : start + _BLOCK]
-            vectors = b.encoder.encode([(q.state, q.action) for q in block])
-            scores = vectors @ b._vectors[: self.size].T
-            for q, row in zip(block, scores, strict=True):
-                self._mask(row, q)
-                found.append(self._best(row, k))
-        return found
-
-    def _mask(self, row: Vectors, q: Query) -> None:
-        b = self.buffer
-        if q.exclude_episode is not None and (code := b._ids.get(f"e:{q.exclude_episode}")) is not None:
-            row[b._episode_of[: self.size] == code] = -2.0
-        if q.exclude_task is not None and (code := b._ids.get(f"t:{q.exclude_task}")) is not None:
-            row[b._task_of[: self.size] == code] = -2.0
-        if q.source is not None:
-            row[b._real[: self.size] != (q.source == "real")] = -2.0
-
-    def _best(self, row: Vectors, k: int) -> list[Hit]:
-        b = self.buffer
-        k = min(k, self.size)
-        if k == 0:
-            return []
-        edge = row.max() if k == 1 else np.partition(row, self.size - k)[self.size - k]
-        candidates = np.flatnonzero(row >= edge)
-        order = candidates[np.lexsort((candidates, -row[candidates]))][:k]
+        vectors = self.buffer.encoder.encode([(q.state, q.action) for q in queries])
+        ids, scores = self.search(self.buffer.number, vectors, queries, k)
         return [
-            Hit(
-                b._transitions[i],
-                b._names[b._episode_of[i]][2:],
-                b._names[b._task_of[i]][2:],
-                "real" if b._real[i] else "dream",
-                float(row[i]),
-            )
-            for i in order
-            if row[i] > -2.0
+            [self.hit(step, score) for step, score in zip(row, values, strict=True) if step >= 0]
+            for row, values in zip(ids.tolist(), scores.tolist(), strict=True)
         ]
+
+    def search(
+        self, encoder: int, vectors: Vectors, queries: Sequence[Query], k: int, part: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], Vectors]:
+        """Numbers and scores [queries, k] among the vectors of ``encoder``, in ``part`` [steps] of what may be found.
+
+        Raises ``DataError`` where the buffer was compacted or rewound since: its steps have other numbers now.
+        """
+        store = self.buffer.store
+        if store.numbering != self.numbering:
+            raise DataError(f"{store.root}: was compacted or rewound since this snapshot was taken; take a new one")
+        matrix, tasks = store.matrix(encoder)[: self.size], store.columns["task"][: self.size]
+        shown = self.visible() if part is None else self.visible() & part
+        if encoder != store.serving():  # only the serving one is whole
+            shown = shown & store.filled(encoder)[: self.size]
+        ids, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
+        index = self.buffer.index() if encoder == self.buffer.number and part is None else None
+        find = index.search if index and index.size <= self.size else exact
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for i, q in enumerate(queries):
+            alike.setdefault((q.source, q.env, q.outcome, q.min_policy_version), []).append(i)
+        for mine in alike.values():
+            visible = shown & self.admitted(queries[mine[0]])
+            hidden = [self.hidden(queries[i]) for i in mine]
+            ids[mine], scores[mine] = find(matrix, vectors[mine], k, None if visible.all() else visible, hidden, tasks)
+        return ids, scores
+
+    def admitted(self, q: Query) -> NDArray[np.bool_]:
+        """Which steps [size] satisfy all that ``q`` asks for."""
+        store = self.buffer.store
+        c, mask = store.columns, np.ones(self.size, np.bool_)
+        if q.source is not None:
+            mask &= c["real"][: self.size] == (q.source == "real")
+        if q.env is not None:
+            env = store.number_of(f"v:{q.env}")
+            mask &= c["env"][: self.size] == (-1 if env is None else env)
+        if q.outcome is not None:
+            mask &= c["outcome"][: self.size] == OUTCOMES.index(q.outcome)
+        if q.min_policy_version is not None:
+            mask &= c["version"][: self.size] >= q.min_policy_version
+        return mask
+
+    def hidden(self, q: Query) -> Hidden:
+        """What ``q`` excludes, as numbers."""
+        store = self.buffer.store
+        episode = store.number_of(f"e:{q.exclude_episode}") if q.exclude_episode is not None else None
+        task = store.number_of(f"t:{q.exclude_task}") if q.exclude_task is not None else None
+        return Hidden(None if episode is None else store.span_of(episode), task)
+
+    def hit(self, step: int, score: float) -> Hit:
+        """A step with its provenance."""
+        store, c = self.buffer.store, self.buffer.store.columns
+        names = [store.names[c[field][step]][2:] for field in ("episode", "task")]
+        return Hit(store.transition(step), names[0], names[1], "real" if c["real"][step] else "dream", score)

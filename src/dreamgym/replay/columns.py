@@ -9,7 +9,7 @@ Ints = NDArray[np.int32]
 OUTCOMES = ("go", "won", "lost")
 NEVER = int(np.iinfo(np.int32).max)
 """The generation in which what was never evicted is evicted."""
-FIELDS = ("episode", "task", "real", "outcome", "generation", "evicted")
+FIELDS = ("episode", "task", "env", "real", "outcome", "version", "generation", "evicted")
 
 
 class Columns:

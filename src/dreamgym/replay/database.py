@@ -15,7 +15,7 @@ from typing import Literal
 from dreamgym.core.errors import DataError
 from dreamgym.core.files import write_atomic
 
-SCHEMA = 1
+SCHEMA = 2
 POINTER, LOCK, DATABASE = "current", "writer.lock", "episodes.sqlite"
 Mode = Literal["rw", "ro"]
 TABLES = """
@@ -23,13 +23,25 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE batch (name TEXT PRIMARY KEY, generation INTEGER NOT NULL, first INTEGER NOT NULL, steps INTEGER NOT NULL);
 CREATE TABLE episode (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, env TEXT NOT NULL, task TEXT NOT NULL, source TEXT NOT NULL,
-    policy_version INTEGER NOT NULL, generation INTEGER NOT NULL, evicted INTEGER, outcomes BLOB NOT NULL, body BLOB NOT NULL);
+    policy_version INTEGER NOT NULL, generation INTEGER NOT NULL, evicted INTEGER, outcomes BLOB NOT NULL);
+CREATE INDEX evicted ON episode (evicted) WHERE evicted IS NOT NULL;
+CREATE TABLE body (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE encoder (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, revision TEXT NOT NULL, dimension INTEGER NOT NULL, normalised INTEGER NOT NULL,
     serving INTEGER NOT NULL, UNIQUE (name, revision, dimension, normalised));
 CREATE TABLE filled (
     encoder INTEGER NOT NULL, first INTEGER NOT NULL, steps INTEGER NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (encoder, first));
 """
+"""Texts are apart from what opening reads: ``body`` holds the episode of the same ``id``."""
+MIGRATIONS = {
+    1: """
+CREATE INDEX evicted ON episode (evicted) WHERE evicted IS NOT NULL;
+CREATE TABLE body (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+INSERT INTO body SELECT id, body FROM episode;
+ALTER TABLE episode DROP COLUMN body;
+""",
+}
+"""What brings a schema to the next one; a writer does it when it opens, in one transaction."""
 
 
 def take_lock(root: Path) -> int:
@@ -81,12 +93,20 @@ def connect(folder: Path, mode: Mode, durable: bool = True) -> sqlite3.Connectio
             db.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
             if not db.execute("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone():
                 db.executescript(f"BEGIN; {TABLES} INSERT INTO meta VALUES ('schema', '{SCHEMA}'); COMMIT;")
-        schema = int(db.execute("SELECT value FROM meta WHERE key='schema'").fetchone()[0])
+        schema = schema_of(db)
+        while mode == "rw" and schema in MIGRATIONS:
+            db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[schema]} UPDATE meta SET value='{schema + 1}' WHERE key='schema'; COMMIT;")
+            schema = schema_of(db)
     except (sqlite3.Error, TypeError, ValueError) as e:
         raise DataError(f"{path}: cannot be read ({e}); restore it from a copy, or import an export of it") from e
     if schema != SCHEMA:
-        raise DataError(f"{path}: has schema {schema}, this version reads {SCHEMA}; export it with the version that wrote it")
+        old = "open it once for writing, which brings it up to date" if schema in MIGRATIONS else "use the version that wrote it"
+        raise DataError(f"{path}: has schema {schema}, this version reads {SCHEMA}; {old}")
     return db
+
+
+def schema_of(db: sqlite3.Connection) -> int:
+    return int(db.execute("SELECT value FROM meta WHERE key='schema'").fetchone()[0])
 
 
 def sync_folder(folder: Path) -> None:

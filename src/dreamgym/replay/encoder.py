@@ -25,6 +25,9 @@ def _slot(word: str, dimension: int) -> tuple[int, float]:
 class HashingEncoder:
     """Encodes (state, action) pairs to unit vectors [n, dimension]."""
 
+    revision = "1"
+    remembers = False
+
     def __init__(self, dimension: int = 128) -> None:
         self.dimension = dimension
         self.name = f"hashing-{dimension}"

@@ -1,7 +1,7 @@
 """φ(s, a) by a text-embedding model: any sentence-transformers model in this process, or an OpenAI-compatible server.
 
     encoder = SentenceEncoder("sentence-transformers/all-MiniLM-L6-v2")
-    buffer = DurableReplay(EpisodeStore(folder), encoder)
+    buffer = ReplayBuffer(folder, encoder)
 
 ``HashingEncoder`` (``encoder.py``) needs neither and is the default. All give unit vectors; what makes two vectors comparable
 (name, revision, dimension) is stored with them. Equal texts are encoded once: in a call, and with ``EncodedTexts`` ever.
@@ -10,6 +10,7 @@
 import hashlib
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,7 +36,15 @@ class Encoder(Protocol):
     def name(self) -> str: ...
 
     @property
+    def revision(self) -> str: ...
+
+    @property
     def dimension(self) -> int: ...
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it keeps what it has encoded, so that asking again costs nothing."""
+        ...
 
     def encode(self, pairs: Sequence[Pair]) -> Vectors:
         """Unit vectors [pairs, dimension]."""
@@ -44,7 +53,7 @@ class Encoder(Protocol):
 
 def identity_of(encoder: Encoder) -> EncoderIdentity:
     """What is stored with its vectors."""
-    return EncoderIdentity(encoder.name, str(getattr(encoder, "revision", "1")), encoder.dimension, True)
+    return EncoderIdentity(encoder.name, encoder.revision, encoder.dimension, True)
 
 
 def text_of(pair: Pair) -> str:
@@ -63,7 +72,7 @@ class EncodedTexts:
     """Vectors on disk by the hash of their text, of one encoder; ``path=None`` keeps them for this process only."""
 
     def __init__(self, path: Path | None, encoder: str) -> None:
-        self._encoder = encoder
+        self._encoder, self._one_at_a_time = encoder, threading.Lock()
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -74,7 +83,11 @@ class EncodedTexts:
             raise DataError(f"{path}: not a usable cache of encoded texts ({e}); remove it or name another file") from e
 
     def encode(self, texts: Sequence[str], dimension: int, encode: Callable[[list[str]], Vectors]) -> Vectors:
-        """Vectors of ``texts``; ``encode`` is asked for those that are not known, each once."""
+        """Vectors of ``texts``; ``encode`` is asked for those that are not known, each once, one thread after the other."""
+        with self._one_at_a_time:
+            return self._encoded(texts, dimension, encode)
+
+    def _encoded(self, texts: Sequence[str], dimension: int, encode: Callable[[list[str]], Vectors]) -> Vectors:
         hashes = [hashlib.blake2b(t.encode("utf-8", "surrogatepass"), digest_size=16).digest() for t in texts]
         known: dict[bytes, bytes] = {}
         for start in range(0, len(hashes), 500):
@@ -94,6 +107,8 @@ class EncodedTexts:
 
 class SentenceEncoder:
     """A sentence-transformers model, by hub name or folder."""
+
+    remembers = True
 
     def __init__(self, model: str | Path, cache: Path | None = None, batch: int = 64) -> None:
         try:
@@ -121,6 +136,8 @@ class SentenceEncoder:
 
 class EndpointEncoder:
     """``/v1/embeddings`` of an OpenAI-compatible server; batches side by side, 429 and 5xx waited out by the client library."""
+
+    remembers = True
 
     def __init__(
         self,

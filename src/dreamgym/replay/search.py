@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 BLOCK = 8192
 """Rows of one product."""
+MANY = 8
+"""Candidates of a block, times k: from then on finding its k-th best is cheaper than sorting them."""
 Floats = NDArray[np.float32]
 LOWEST = np.float32(-np.inf)
 
@@ -52,9 +54,12 @@ def exact(
                 block[row, max(span.start - start, 0) : span.stop - start] = LOWEST
             if task is not None and tasks is not None:
                 block[row, tasks[start:end] == task] = LOWEST
-        edge = block.max(1) if k == 1 else np.partition(block, max(end - start - k, 0), axis=1)[:, max(end - start - k, 0)]
-        floor = np.maximum(floor, edge) if end - start >= k else floor
-        rows, columns = np.nonzero((block >= floor[:, None]) & (block > LOWEST))
+        close = (block >= floor[:, None]) & (block > LOWEST)
+        if end - start >= k and np.count_nonzero(close) > MANY * k * n:
+            edge = block.max(1) if k == 1 else np.partition(block, end - start - k, axis=1)[:, end - start - k]
+            floor = np.maximum(floor, edge)
+            close &= block >= floor[:, None]
+        rows, columns = np.nonzero(close)
         found.append((rows, columns + start, block[rows, columns]))
     if not found:
         return ids, scores

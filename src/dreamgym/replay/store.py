@@ -18,6 +18,7 @@ import tempfile
 import threading
 import weakref
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -76,6 +77,8 @@ class EpisodeStore:
                 moved = self.mode == "ro" and data_folder(self.root, self.mode) != self.folder  # compacted in this moment
                 if attempt == 2 or not moved:
                     raise
+        self.numbering = f"{self.folder.name}/{self._rewound()}"
+        """Changes when steps get other numbers: by compaction, and when some are forgotten."""
         self.columns = Columns()
         self.names: list[str] = []
         self._codes: dict[str, int] = {}
@@ -89,11 +92,11 @@ class EpisodeStore:
 
     def refresh(self) -> int:
         """Take in what was committed since, by this process or another; returns the number of steps."""
-        if self.mode == "ro" and (self.root / POINTER).read_text(encoding="utf-8").strip() != self.folder.name:
+        if self.mode == "ro" and self.numbering != f"{(self.root / POINTER).read_text(encoding='utf-8').strip()}/{self._rewound()}":
             self.db.close()
             self.reopen()
             return len(self)
-        wanted = "SELECT id, name, task, source, generation, outcomes FROM episode WHERE id > ? ORDER BY id"
+        wanted = "SELECT id, name, task, source, generation, outcomes, env, policy_version FROM episode WHERE id > ? ORDER BY id"
         rows = self.db.execute(wanted, (self._ids[-1] if self._ids else 0,)).fetchall()
         if rows:
             sizes = [len(r[5]) for r in rows]
@@ -105,8 +108,10 @@ class EpisodeStore:
             self.columns.extend({
                 "episode": per_step([self._code(f"e:{r[1]}") for r in rows]),
                 "task": per_step([self._code(f"t:{r[2]}") for r in rows]),
+                "env": per_step([self._code(f"v:{r[6]}") for r in rows]),
                 "real": per_step([int(r[3] == "real") for r in rows]),
                 "outcome": np.frombuffer(b"".join(r[5] for r in rows), dtype=np.uint8).astype(np.int32),
+                "version": per_step([r[7] for r in rows]),
                 "generation": per_step([r[4] for r in rows]),
                 "evicted": per_step([NEVER] * len(rows)),
             })  # fmt: skip
@@ -134,26 +139,34 @@ class EpisodeStore:
         """The steps of the episode with this number (``number_of``)."""
         return self.span(self._places[episode])
 
+    def place_of(self, episode: int) -> int:
+        """Where the episode with this number stands in the order of arrival."""
+        return self._places[episode]
+
     def number_of(self, name: str) -> int | None:
-        """The number of a name that occurs (``e:`` episode, ``t:`` task), else None."""
+        """The number of a name that occurs (``e:`` episode, ``t:`` task, ``v:`` environment), else None."""
         return self._codes.get(name)
 
     def transition(self, step: int) -> Transition:
-        place = int(np.searchsorted(self._starts, step, side="right")) - 1
+        place = bisect_right(self._starts, step) - 1
         return self.episode(place).steps[step - self._starts[place]]
 
     def episodes(self) -> Iterator[Episode]:
         """In the order of their arrival, without those that were evicted."""
-        for (body,) in self.db.execute("SELECT body FROM episode WHERE evicted IS NULL ORDER BY id"):
+        for (body,) in self.db.execute("SELECT data FROM body JOIN episode USING (id) WHERE evicted IS NULL ORDER BY id"):
             yield unpacked(body)
 
     def places(self) -> int:
         """Episodes, evicted ones included."""
         return len(self._ids)
 
+    def episode_id(self, place: int) -> int:
+        """Its row in the database."""
+        return self._ids[place]
+
     def _episode(self, place: int) -> Episode:
-        (body,) = self.db.execute("SELECT body FROM episode WHERE id=?", (self._ids[place],)).fetchone()
-        return unpacked(body)
+        found = self.db.execute("SELECT data FROM body WHERE id=?", (self._ids[place],)).fetchone()
+        return unpacked(found[0] if found else b"")
 
     def _code(self, name: str) -> int:
         if name not in self._codes:
@@ -176,10 +189,11 @@ class EpisodeStore:
         first, total = len(self), sum(len(e.steps) for e in episodes)
         if empty := next((e.id for e in episodes if not e.steps), None):
             raise DataError(f"episode {empty}: has no step to keep")
-        rows = [
-            (e.id, e.env, e.task.id, e.source, e.policy_version, generation, bytes(OUTCOMES.index(t.outcome) for t in e.steps), packed(e))
-            for e in episodes
-        ]
+        rows, bodies = [], []
+        for i, e in enumerate(episodes, (self._ids[-1] if self._ids else 0) + 1):
+            outcomes = bytes(OUTCOMES.index(t.outcome) for t in e.steps)
+            rows.append((i, e.id, e.env, e.task.id, e.source, e.policy_version, generation, outcomes))
+            bodies.append((i, packed(e)))
         if self.mode == "rw" and (serving := self.serving()) is not None and serving not in vectors:
             raise DataError(f"{self.root}: {self.encoders()[serving].name} serves this buffer, and the batch has no vectors of it")
         with self._guard:  # until it is taken in: a thread beside this one must not see the commit without its steps
@@ -188,8 +202,9 @@ class EpisodeStore:
                     self.put(encoder, first, matrix, total)
                 self._fit_files(first + total)
                 self.db.execute("INSERT INTO batch VALUES (?, ?, ?, ?)", (name, generation, first, total))
-                columns = "name, env, task, source, policy_version, generation, outcomes, body"
+                columns = "id, name, env, task, source, policy_version, generation, outcomes"
                 self.db.executemany(f"INSERT INTO episode ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+                self.db.executemany("INSERT INTO body VALUES (?, ?)", bodies)
             self.refresh()
         return range(first, first + total)
 
@@ -201,6 +216,37 @@ class EpisodeStore:
         for p in places:
             part = self.columns["evicted"][self.span(p)]
             part[part == NEVER] = generation
+
+    def rewind(self, generation: int) -> int:
+        """Forget what was appended for generations after ``generation``, and evictions from them on; returns how many steps went.
+
+        Raises ``DataError`` where something of an earlier generation came in after it; then nothing has changed.
+        """
+        late = np.flatnonzero(self.columns["generation"] > generation)
+        first = int(late[0]) if len(late) else len(self)
+        if len(late) < len(self) - first:
+            raise DataError(f"{self.root}: some of what came in last is for generation {generation} or before; it would have to go too")
+        with self.transaction():
+            self.db.execute("DELETE FROM body WHERE id IN (SELECT id FROM episode WHERE generation > ?)", (generation,))
+            self.db.execute("DELETE FROM episode WHERE generation > ?", (generation,))
+            self.db.execute("UPDATE episode SET evicted=NULL WHERE evicted > ?", (generation,))
+            self.db.execute("DELETE FROM batch WHERE first >= ?", (first,))
+            self.db.execute("DELETE FROM filled WHERE first >= ?", (first,))
+            spanning = "SELECT encoder, first FROM filled WHERE first + steps > ?"
+            for encoder, start in self.db.execute(spanning, (first,)).fetchall():
+                crc = zlib.crc32(np.ascontiguousarray(self.matrix(encoder)[start:first]).tobytes())
+                marks = (first - start, crc, encoder, start)
+                self.db.execute("UPDATE filled SET steps=?, crc=? WHERE encoder=? AND first=?", marks)
+            self.db.execute("INSERT OR REPLACE INTO meta VALUES ('rewound', ?)", (str(self._rewound() + 1),))
+        before = len(self)
+        self.db.close()
+        self.reopen()
+        return before - len(self)
+
+    def _rewound(self) -> int:
+        """How often steps of this folder were forgotten."""
+        row = self.db.execute("SELECT value FROM meta WHERE key='rewound'").fetchone()
+        return int(row[0]) if row else 0
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -19,9 +19,9 @@ def verify(store: EpisodeStore) -> list[str]:
     """What is wrong, in words; an empty list where nothing is: database, episodes, counts, a checksum of every written vector."""
     problems = [f"{DATABASE}: {row[0]}" for row in store.db.execute("PRAGMA integrity_check") if row[0] != "ok"]
     held = 0
-    for name, outcomes, body in store.db.execute("SELECT name, outcomes, body FROM episode ORDER BY id"):
+    for name, outcomes, body in store.db.execute("SELECT name, outcomes, data FROM episode LEFT JOIN body USING (id) ORDER BY id"):
         try:
-            steps = unpacked(body).steps
+            steps = unpacked(body or b"").steps
         except DataError as e:
             problems.append(f"episode {name}: cannot be read ({e})")
             continue
@@ -41,14 +41,15 @@ def verify(store: EpisodeStore) -> list[str]:
     return problems
 
 
-def compact(store: EpisodeStore) -> int:
-    """Write what was not evicted into a new folder, then point to it; returns the number of steps that went.
+def compact(store: EpisodeStore, generation: int = NEVER) -> int:
+    """Write what was not evicted (up to ``generation``) into a new folder, then point to it; returns the number of steps that went.
 
     Steps get new numbers. Readers follow at their next ``refresh``. A kill at any moment leaves the old folder or the new one.
     """
     if store.mode != "rw":
         raise DataError(f"{store.root}: was opened for reading; open it with mode='rw' to compact it")
-    before, keep = len(store), store.columns["evicted"] == NEVER
+    before, gone = len(store), store.columns["evicted"]
+    keep = (gone == NEVER) | (gone > generation)
     target = store.root / f"data-{int(store.folder.name.rpartition('-')[2]) + 1}"
     shutil.rmtree(target, ignore_errors=True)
     try:
@@ -77,8 +78,11 @@ def _copy(store: EpisodeStore, keep: NDArray[np.bool_], db: sqlite3.Connection) 
     db.execute("PRAGMA synchronous=FULL")
     db.executescript(f"BEGIN; {TABLES}")
     db.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA),))
-    episodes = store.db.execute("SELECT * FROM episode WHERE evicted IS NULL ORDER BY id")
-    db.executemany("INSERT INTO episode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", episodes)
+    ids = [store.episode_id(place) for place in range(store.places()) if keep[store.span(place).start]]
+    episodes = (store.db.execute("SELECT * FROM episode WHERE id=?", (i,)).fetchone() for i in ids)
+    db.executemany("INSERT INTO episode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", episodes)
+    bodies = (store.db.execute("SELECT * FROM body WHERE id=?", (i,)).fetchone() for i in ids)
+    db.executemany("INSERT INTO body VALUES (?, ?)", bodies)
     for name, generation, first, steps in store.db.execute("SELECT name, generation, first, steps FROM batch ORDER BY first").fetchall():
         start, end = int(renumbered[first]), int(renumbered[first + steps])
         db.execute("INSERT INTO batch VALUES (?, ?, ?, ?)", (name, generation, start, end - start))

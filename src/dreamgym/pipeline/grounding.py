@@ -1,0 +1,96 @@
+"""The replay buffer of a run, in its folder ``buffer``: seeded once with the logs, opened by every stage, grown by training.
+
+    retrieval = logged(run)                 # its logs and nothing else: for audits, and for training the experience model
+    replay = growing(run)                   # for RL: with the run's enrichment policy; None where nothing is to come in
+"""
+
+from pathlib import Path
+
+from dreamgym.core.errors import DataError
+from dreamgym.experience.judge import WellJudged
+from dreamgym.pipeline.config import Admission, Buffer
+from dreamgym.pipeline.logs import load_logs
+from dreamgym.pipeline.run import LOGS, Run
+from dreamgym.replay.buffer import ReplayBuffer
+from dreamgym.replay.contract import Retrieval
+from dreamgym.replay.database import Mode
+from dreamgym.replay.encoder import HashingEncoder
+from dreamgym.replay.encoders import Encoder, EndpointEncoder, SentenceEncoder
+from dreamgym.replay.enrichment import Enriched, Novel, Rule, Search, Sure
+from dreamgym.replay.rerank import Reranked, Words
+from dreamgym.replay.store import EpisodeStore
+
+BUFFER, TEXTS = "buffer", "encoded.sqlite"
+LOGGED = 0
+"""The generation in which the buffer holds the logs and nothing else."""
+
+
+def encoder_of(run: Run) -> Encoder:
+    """φ of the run's configuration; texts that a model has encoded are kept beside the buffer."""
+    c = run.config.replay
+    if c.embeddings:
+        return EndpointEncoder(c.embeddings.base_url, c.embeddings.model, c.embeddings.dimension, run.path(TEXTS))
+    return HashingEncoder() if c.encoder == "hashing" else SentenceEncoder(c.encoder, run.path(TEXTS))
+
+
+def run_buffer(run: Run, mode: Mode = "ro") -> ReplayBuffer:
+    """The run's buffer with its logs in it; without a retrieval (``experience.prompt.k`` 0) an empty one of this process."""
+    if not run.config.experience.prompt.k:
+        return ReplayBuffer()
+    encoder, folder = encoder_of(run), run.path(BUFFER)
+    if mode == "ro" and _seeded(folder):
+        return ReplayBuffer(folder, encoder, "ro")
+    buffer = ReplayBuffer(folder, encoder)
+    if not len(buffer):
+        buffer.add(load_logs([run.path(LOGS)]), LOGGED)  # one commit: all of it or nothing
+    if mode == "rw":
+        return buffer
+    buffer.close()
+    return ReplayBuffer(folder, encoder, "ro")
+
+
+def _seeded(folder: Path) -> bool:
+    try:
+        store = EpisodeStore(folder, "ro")
+    except DataError:  # not there, or half made; a writer says so where it is damaged
+        return False
+    store.close()
+    return len(store) > 0
+
+
+def logged(run: Run) -> Retrieval:
+    """Retrieval from the run's logs, in the run's order."""
+    buffer = run_buffer(run)
+    return search_of(run.config.replay, buffer)(buffer.snapshot(LOGGED))
+
+
+def search_of(config: Buffer, buffer: ReplayBuffer) -> Search:
+    """How snapshots of ``buffer`` are searched."""
+    if config.order.plain:
+        return lambda snapshot: snapshot
+    words = Words(buffer) if config.order.bm25 else None
+    return lambda snapshot: Reranked(snapshot, config.order, words)
+
+
+def growing(run: Run) -> Enriched | None:
+    """The run's buffer for training, which takes in what its configuration says; None where that is nothing."""
+    c = run.config.replay
+    if c.enrichment == "real_frozen" or not run.config.experience.prompt.k:
+        return None
+    buffer = run_buffer(run, "rw")
+    return Enriched(buffer, rules_of(c), c.capacity, search_of(c, buffer))
+
+
+def rules_of(config: Buffer) -> list[Rule]:
+    """The cheap ones first."""
+    admit = config.admit or Admission.model_construct()
+    rules: list[Rule] = []
+    if admit.surprise is not None:
+        rules.append(Sure(admit.surprise))
+    if admit.novelty is not None:
+        rules.append(Novel(admit.novelty))
+    if admit.judge is not None:
+        from dreamgym.endpoint.client import Endpoint  # the extra [endpoint]
+
+        rules.append(WellJudged(Endpoint(admit.judge)))
+    return rules

@@ -1,0 +1,79 @@
+"""A run's buffer: seeded once, whatever is killed; read by audits as the logs alone; grown as its configuration says."""
+
+import pytest
+from test_replay import episode
+
+from dreamgym.core.errors import ConfigError, DataError
+from dreamgym.core.files import write_episodes
+from dreamgym.pipeline.config import load_config
+from dreamgym.pipeline.grounding import BUFFER, growing, logged, run_buffer
+from dreamgym.pipeline.run import LOGS, Run
+from dreamgym.replay.contract import Query
+from dreamgym.replay.enrichment import Enriched
+from dreamgym.replay.rerank import Reranked
+
+
+def a_run(folder, *overrides) -> Run:
+    run = Run(folder, load_config(None, list(overrides)))
+    write_episodes(run.path(LOGS), [episode(i) for i in range(9)])
+    return run
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["replay.enrichment=filtered"], "filtered and admit go together"),
+        (["replay.admit.novelty=0.9"], "filtered and admit go together"),
+        (["replay.enrichment=filtered", "replay.admit={}"], "give surprise, novelty or judge"),
+        (["replay.enrichment=real_frozen", "replay.capacity=9"], "capacity has nothing to do"),
+        (["replay.encoder=m", "replay.embeddings={base_url: u, model: m, dimension: 3}"], "either encoder or embeddings"),
+        (["experience.prompt.k=0", "replay.capacity=9"], "nothing is retrieved with experience.prompt.k: 0"),
+        (["replay.order.mmr=0"], "replay.order.mmr"),
+        (
+            ["replay={enrichment: filtered, admit: {surprise: 1}}", "experience.endpoint.server={base_url: u, model: m}"],
+            "needs a local experience model",
+        ),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides)
+
+
+def test_the_buffer_is_seeded_once_and_audits_read_the_logs_alone(tmp_path):
+    run = a_run(tmp_path / "run")
+    replay = growing(run)
+    assert isinstance(replay, Enriched)
+    replay.add([episode(20, "dream")], 1)
+    steps = sum(len(episode(i).steps) for i in range(9))
+    assert len(replay) == steps + len(episode(20).steps)
+    t = episode(20).transitions[0]
+    assert replay.snapshot().topk([Query(t.state, t.action)], 1)[0][0].episode == "e20"
+    assert all(h.source == "real" for h in logged(run).topk([Query(t.state, t.action)], 50)[0])
+    with pytest.raises(DataError, match="takes one writer"):
+        run_buffer(run, "rw")
+    replay.buffer.close()
+    run.path(LOGS).unlink()
+    assert len(run_buffer(run, "rw")) == len(replay), "it is not read again"
+
+
+def test_a_seeding_that_was_killed_is_done_again(tmp_path):
+    run = a_run(tmp_path / "run")
+    run.path(BUFFER).mkdir()
+    (run.path(BUFFER) / "data-1").mkdir()
+    (run.path(BUFFER) / "current").write_text("data-1\n")
+    assert len(run_buffer(run)) == sum(len(episode(i).steps) for i in range(9))
+
+
+def test_what_the_configuration_says_is_what_is_searched(tmp_path):
+    assert growing(a_run(tmp_path / "a", "replay.enrichment=real_frozen")) is None
+    assert growing(a_run(tmp_path / "b", "experience.prompt.k=0")) is None
+    assert len(run_buffer(a_run(tmp_path / "c", "experience.prompt.k=0"))) == 0
+    chosen = a_run(tmp_path / "d", "replay={enrichment: filtered, admit: {surprise: 2, novelty: 0.9}, capacity: 40, order: {mmr: 0.5}}")
+    replay = growing(chosen)
+    assert replay is not None
+    assert ([r.name for r in replay.rules], replay.capacity) == (["unsure", "known"], 40)
+    t = episode(0).transitions[0]
+    query = [Query(t.state, t.action)]
+    assert replay.snapshot().topk(query, 3) == Reranked(replay.buffer.snapshot(), chosen.config.replay.order).topk(query, 3)
+    assert isinstance(logged(chosen), Reranked)

