@@ -20,7 +20,7 @@ from dreamgym.replay.contract import Query
 from dreamgym.replay.encoder import HashingEncoder
 from dreamgym.replay.encoders import EncodedTexts, EndpointEncoder, SentenceEncoder, identity_of, text_of
 from dreamgym.replay.store import EpisodeStore
-from dreamgym.replay.upkeep import verify
+from dreamgym.replay.upkeep import compact, verify
 
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}", "OMP_NUM_THREADS": "1"}
@@ -278,3 +278,31 @@ def test_a_layer_on_the_new_encoder_brings_what_belongs_together_closer(tmp_path
     assert buffer.snapshot().topk([Query(t.state, t.action)], 1)[0][0].transition == t
     with pytest.raises(DataError, match="holds no layer for"):
         Refined.load(OLD, tmp_path / "layer.pt")
+
+
+def test_a_compaction_beside_a_backfill_puts_no_vector_onto_another_step():
+    buffer = ReplayBuffer(None, OLD)
+    buffer.add([episode(i) for i in range(20)])
+
+    class Slow:
+        name, revision, dimension, remembers, calls = NEW.name, NEW.revision, NEW.dimension, False, 0
+
+        def encode(self, pairs):
+            self.calls += 1
+            if self.calls == 2:
+                buffer.evict(["e0", "e1"], 1)
+                compact(buffer.store)
+            return NEW.encode(pairs)
+
+    number = buffer.store.add_encoder(identity_of(NEW))
+    backfill(buffer.store, Slow(), number, batch=20)
+    steps = [t for e in buffer.episodes() for t in e.steps]
+    assert np.allclose(buffer.store.matrix(number), NEW.encode([(t.state, t.action) for t in steps]))
+    assert not verify(buffer.store)
+
+
+def test_a_cache_of_texts_that_cannot_be_written_is_one_clear_line(tmp_path):
+    texts = EncodedTexts(tmp_path / "texts.sqlite", "m")
+    texts._db.execute("PRAGMA max_page_count=3")
+    with pytest.raises(DataError, match=r"texts\.sqlite: encoded texts cannot be kept \(database or disk is full\)"):
+        texts.encode([f"text {i}" for i in range(200)], 64, lambda new: np.ones((len(new), 64), np.float32))

@@ -1,11 +1,13 @@
 """What the policy reads and writes: the chat context of the paper beside the tiny one, down to tokens and gradients."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra [train]")
 
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_chat_sft import TEMPLATE
@@ -25,6 +27,8 @@ from dreamgym.pipeline.learn import demonstration_trees, warm_start
 from dreamgym.pipeline.logs import tasks_of
 from dreamgym.pipeline.play import play_real, seats_for
 from dreamgym.pipeline.stages import grpo_config
+from dreamgym.replay.buffer import ReplayBuffer
+from dreamgym.replay.enrichment import Enriched
 from dreamgym.rl.context import ChatContext, StateContext, Turn
 from dreamgym.rl.grpo import GRPOConfig, step_credit
 from dreamgym.rl.objectives import malformed_advantage
@@ -143,16 +147,22 @@ def test_recipes_are_configurations(recipe):
     assert config.rl.row_length >= config.policy.tokens + 4096
 
 
-def test_the_paper_preset_trains_in_the_dream_and_is_judged_for_real(tmp_path):
-    counter = RealSteps()
+def a_start(folder, counter):
+    """A warm start of the preset, and the episodes that it was made from."""
     episodes = [e for e in adapter.collect(counter, 15, 0)]
     demos = [e for e in episodes if e.behaviour == "expert" and e.stop == StopReason.WON]
     texts = [CHAT.text(Turn(e.task.instruction, t.state, (), e.transitions[:i])) for e in demos for i, t in enumerate(e.transitions)]
     tokenizer = train_tokenizer([*texts, *(CHAT.reply(t.action) for e in demos for t in e.transitions)], 500)
     tokenizer.chat_template = TEMPLATE
-    LocalLM(tiny_llama(len(tokenizer), 0, width=64, layers=2), tokenizer).save(tmp_path / "base")
+    LocalLM(tiny_llama(len(tokenizer), 0, width=64, layers=2), tokenizer).save(folder / "base")
     fit = FitConfig(learning_rate=3e-3, epochs=4, row_length=512, rows=8)
-    warm_start(tmp_path / "base", demos, fit, tmp_path / "sft", context=CHAT)
+    warm_start(folder / "base", demos, fit, folder / "sft", context=CHAT)
+    return episodes
+
+
+def test_the_paper_preset_trains_in_the_dream_and_is_judged_for_real(tmp_path):
+    counter = RealSteps()
+    episodes = a_start(tmp_path, counter)
     settings = ["policy.preset=paper", "policy.tokens=32", "rl.invalid_action_penalty=0.1", "rl.no_effect_penalty=null", "rl.negative=1"]
     config = load_config(None, [*settings, "rl.iterations=2", "rl.tasks=3", "rl.group=3", "rl.learning_rate=1e-4"])
     rl = GRPORun(tmp_path / "sft", grpo_config(config), tasks_of(episodes), adapter, tmp_path / "rl", VaultModel(), None, counter, CHAT)
@@ -165,3 +175,43 @@ def test_the_paper_preset_trains_in_the_dream_and_is_judged_for_real(tmp_path):
     played = play_real(actor(policy, config), adapter, seats_for(adapter.tasks("test", 3), 0), counter, "test", "policy")
     assert all(r.episode.valid for r in played)
     assert all(s.prompt for r in played for s in r.samples)
+
+
+def test_a_run_killed_before_its_checkpoint_plays_the_iteration_again_and_the_buffer_is_the_same(tmp_path):
+    torch.set_num_threads(1)
+    episodes = a_start(tmp_path, RealSteps())
+    config = grpo_config(load_config(None, ["policy.preset=paper", "policy.tokens=32", "rl.iterations=3", "rl.tasks=3", "rl.group=2"]))
+
+    def a_run(name):
+        buffer = ReplayBuffer(tmp_path / name / "buffer")
+        buffer.add(episodes, 0)
+        replay = Enriched(buffer, capacity=60)
+        folder = tmp_path / name / "rl"
+        return GRPORun(tmp_path / "sft", config, tasks_of(episodes), adapter, folder, VaultModel(), replay, RealSteps(), CHAT), buffer
+
+    def outcome(rl, buffer):
+        rl.run(lambda metrics: None)
+        held = [(e.id, e.transitions) for e in buffer.episodes()], buffer.store.columns["generation"].tolist()
+        buffer.close()
+        return held, (rl.folder / "episodes.jsonl").read_text(), [m["buffer_steps"] for m in rl.trainer.progress.metrics]
+
+    whole = outcome(*a_run("whole"))
+    assert whole[2][-1] <= 60 + sum(len(e.steps) for e in episodes)
+    rl, buffer = a_run("killed")
+    save, saved = rl._save, []
+
+    def killed():
+        saved.append(rl.iteration)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        save()
+
+    rl._save = killed
+    with pytest.raises(KeyboardInterrupt):
+        rl.run(lambda metrics: None)
+    assert max(buffer.store.columns["generation"]) == 2, "what the killed iteration dreamed is in"
+    buffer.close()
+    assert outcome(*a_run("killed")) == whole
+    shutil.rmtree(tmp_path / "killed" / "buffer")
+    with pytest.raises(DataError, match=r"had \d+ steps in the replay buffer, which has \d+ of them; restore the buffer"):
+        a_run("killed")

@@ -1,7 +1,7 @@
 """A run's buffer: seeded once, whatever is killed; read by audits as the logs alone; grown as its configuration says."""
 
 import pytest
-from test_replay import episode
+from test_replay import command, episode
 
 from dreamgym.core.errors import ConfigError, DataError
 from dreamgym.core.files import write_episodes
@@ -29,6 +29,8 @@ def a_run(folder, *overrides) -> Run:
         (["replay.encoder=m", "replay.embeddings={base_url: u, model: m, dimension: 3}"], "either encoder or embeddings"),
         (["experience.prompt.k=0", "replay.capacity=9"], "nothing is retrieved with experience.prompt.k: 0"),
         (["replay.order.mmr=0"], "replay.order.mmr"),
+        (["replay={enrichment: real_frozen, order: {real_share: 0.5}}"], "real_share has nothing to do"),
+        (["replay.capacity=9", "rl.environment=real"], "nothing comes in with rl.environment: real"),
         (
             ["replay={enrichment: filtered, admit: {surprise: 1}}", "experience.endpoint.server={base_url: u, model: m}"],
             "needs a local experience model",
@@ -68,7 +70,7 @@ def test_a_seeding_that_was_killed_is_done_again(tmp_path):
 def test_what_the_configuration_says_is_what_is_searched(tmp_path):
     assert growing(a_run(tmp_path / "a", "replay.enrichment=real_frozen")) is None
     assert growing(a_run(tmp_path / "b", "experience.prompt.k=0")) is None
-    assert len(run_buffer(a_run(tmp_path / "c", "experience.prompt.k=0"))) == 0
+    assert len(run_buffer(a_run(tmp_path / "c", "experience.prompt.k=0"))) > 0, "training chooses by it what to repeat"
     chosen = a_run(tmp_path / "d", "replay={enrichment: filtered, admit: {surprise: 2, novelty: 0.9}, capacity: 40, order: {mmr: 0.5}}")
     replay = growing(chosen)
     assert replay is not None
@@ -77,3 +79,21 @@ def test_what_the_configuration_says_is_what_is_searched(tmp_path):
     query = [Query(t.state, t.action)]
     assert replay.snapshot().topk(query, 3) == Reranked(replay.buffer.snapshot(), chosen.config.replay.order).topk(query, 3)
     assert isinstance(logged(chosen), Reranked)
+
+
+def test_a_run_goes_on_when_its_servers_have_moved(tmp_path):
+    words = ["replay={enrichment: filtered, admit: {judge: {base_url: 'http://PORT/v1', model: j}}}"]
+    words += ["replay.embeddings={base_url: 'http://PORT/v1', model: m, dimension: 3}"]
+    Run(tmp_path / "run", load_config(None, [w.replace("PORT", "a") for w in words]))
+    Run(tmp_path / "run", load_config(None, [w.replace("PORT", "b") for w in words]))
+    with pytest.raises(ConfigError, match="another configuration"):
+        Run(tmp_path / "run", load_config(None, [w.replace("model: m", "model: n") for w in words]))
+
+
+def test_a_buffer_of_a_run_under_way_is_left_alone(tmp_path):
+    run = a_run(tmp_path / "run")
+    run_buffer(run).close()
+    run.path("policy_run/checkpoint").mkdir(parents=True)
+    for words in (("compact", run.path(BUFFER)), ("import", run.path(BUFFER), run.path(LOGS))):
+        code, said = command(*words)
+        assert (code, "whose training has not finished" in " ".join(said.split())) == (1, True)

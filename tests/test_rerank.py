@@ -56,6 +56,23 @@ def test_a_diverse_order_shows_unlike_experiences():
     assert alike(0.3) < alike(0.7) < alike(1.0)
 
 
+def test_what_a_snapshot_does_not_show_has_no_part_in_its_order():
+    pytest.importorskip("bm25s", reason="needs the extra [lexical]")
+    buffer = ReplayBuffer()
+    buffer.add([episode(i) for i in range(60)])
+    asked = queries(5, filters=False)
+
+    def found():
+        return Reranked(buffer.snapshot(0), RerankConfig(bm25=True)).topk(asked, 3)
+
+    before = found()
+    buffer.add([episode(100 + i, "dream") for i in range(160)], 1)
+    assert found() == before, "neither by what counts as a rare word nor by lengths"
+    buffer.evict([f"e{100 + i}" for i in range(160)], 2)
+    compact(buffer.store)
+    assert found() == before
+
+
 def test_shared_words_find_what_the_cosine_does_not():
     pytest.importorskip("bm25s", reason="needs the extra [lexical]")
     buffer = a_buffer(200)

@@ -34,6 +34,13 @@ def _encoder(model: str | None) -> Encoder:
     return SentenceEncoder(model) if model else HashingEncoder()
 
 
+def _not_in_training(folder: Path) -> None:
+    """A run that is to go on must find its buffer as it left it."""
+    run = folder.resolve().parent
+    if (run / "policy_run" / "checkpoint").exists() and not (run / "stages" / "train.json").exists():
+        raise DataError(f"{folder}: belongs to a run whose training has not finished; finish it first (dreamgym train --run {run})")
+
+
 @app.command()
 def stats(folder: Folder) -> None:
     """What is in it: episodes and steps by source and outcome, generations, encoders, bytes."""
@@ -68,8 +75,9 @@ def verify(folder: Folder) -> None:
 @app.command()
 def compact(folder: Folder) -> None:
     """Drop evicted episodes for good and give their room back; readers may go on meanwhile."""
+    _not_in_training(folder)
     store = EpisodeStore(folder)
-    console.print(f"{compacted(store):,} steps dropped, {len(store):,} left")
+    console.print(f"{compacted(store):,} steps dropped, {len(store):,} left; the old files go when the buffer is next opened for writing")
 
 
 @app.command()
@@ -100,6 +108,7 @@ def import_episodes(
     folder: Folder, path: Annotated[Path, typer.Argument(help="A .jsonl, .jsonl.xz or .parquet file of episodes.")], model: Model = None
 ) -> None:
     """Add the valid episodes of a file that are not in yet, batch by batch; makes the buffer where there is none."""
+    _not_in_training(folder)
     buffer = ReplayBuffer(folder, _encoder(model))
     read, batch = 0, []
     before = buffer.store.places()

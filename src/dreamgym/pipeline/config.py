@@ -171,7 +171,7 @@ class Buffer(Section):
     """Of valid dreamed episodes: all come in (as in the paper), none, or those that ``admit`` lets in."""
     admit: Admission | None = None
     capacity: int | None = Field(None, ge=1)
-    """Steps held; dreamed episodes go first, the oldest first. null = no limit."""
+    """Steps held beside the logs, which never go; the oldest dreamed episodes go first. null = no limit."""
 
     @model_validator(mode="after")
     def _no_idle_key(self) -> "Buffer":
@@ -179,6 +179,8 @@ class Buffer(Section):
             raise ValueError("enrichment: filtered and admit go together")
         if self.capacity and self.enrichment == "real_frozen":
             raise ValueError("capacity has nothing to do where nothing comes in (enrichment: real_frozen)")
+        if self.order.real_share and self.enrichment == "real_frozen":
+            raise ValueError("order.real_share has nothing to do where all is real (enrichment: real_frozen)")
         if self.embeddings and self.encoder != "hashing":
             raise ValueError("give either encoder or embeddings")
         return self
@@ -272,6 +274,8 @@ class RunConfig(Section):
             raise ValueError("replay.admit.surprise needs a local experience model; a chat model does not say how sure it is")
         if self.experience.prompt.k == 0 and self.replay != Buffer():
             raise ValueError("replay: nothing is retrieved with experience.prompt.k: 0; leave the section out")
+        if self.rl.environment == "real" and (self.replay.enrichment != "store_all" or self.replay.capacity):
+            raise ValueError("replay: nothing comes in with rl.environment: real; leave enrichment, admit and capacity out")
         return self
 
 

@@ -34,9 +34,7 @@ def encoder_of(run: Run) -> Encoder:
 
 
 def run_buffer(run: Run, mode: Mode = "ro") -> ReplayBuffer:
-    """The run's buffer with its logs in it; without a retrieval (``experience.prompt.k`` 0) an empty one of this process."""
-    if not run.config.experience.prompt.k:
-        return ReplayBuffer()
+    """The run's buffer with its logs in it (also where nothing is retrieved: what is repeated in training is chosen by it)."""
     encoder, folder = encoder_of(run), run.path(BUFFER)
     if mode == "ro" and _seeded(folder):
         return ReplayBuffer(folder, encoder, "ro")

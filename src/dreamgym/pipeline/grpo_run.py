@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dreamgym.core.env import RealSteps
+from dreamgym.core.errors import DataError
 from dreamgym.core.files import episode_line, write_atomic
 from dreamgym.core.types import Episode, Task
 from dreamgym.curriculum.sampler import TaskSampler, VarianceSampler
@@ -53,12 +54,16 @@ class GRPORun:
         self.sheets = SheetBook(tasks.values())
         self.sampler: TaskSampler = VarianceSampler(sorted(tasks), config.seed)
         self.probe: list[dict[str, float]] = []
-        if resumed:
-            self._resume(checkpoint)
+        held = self._resume(checkpoint) if resumed else None
         _cut(self.folder / "metrics.jsonl", self.iteration, "iteration")
         _cut(self.folder / "episodes.jsonl", self.iteration, "policy_version")
         if self.replay is not None:
             self.replay.rewind(self.iteration)
+            if resumed and self.replay.held() != held:
+                raise DataError(
+                    f"{folder}: its checkpoint of iteration {self.iteration} had {held} steps in the replay buffer, which has"
+                    f" {self.replay.held()} of them; restore the buffer, or delete {folder} to train anew"
+                )
 
     @property
     def iteration(self) -> int:
@@ -145,6 +150,7 @@ class GRPORun:
                     "sheets": {n: t.sheet for n, t in self.sheets.tasks.items()},
                     "invented": self.sheets.invented,
                     "conflicts": self.sheets.conflicts,
+                    "held": None if self.replay is None else self.replay.held(),
                 }
             ),
         )
@@ -155,7 +161,8 @@ class GRPORun:
         os.rename(fresh, old)
         shutil.rmtree(gone, ignore_errors=True)
 
-    def _resume(self, checkpoint: Path) -> None:
+    def _resume(self, checkpoint: Path) -> int | None:
+        """Take all in; returns how many steps the replay buffer had."""
         self.trainer.resume(checkpoint)
         state = json.loads((checkpoint / "state.json").read_text())
         self.sampler.load_state_dict(state["sampler"])
@@ -163,6 +170,8 @@ class GRPORun:
         self.counter.counts.update(state["counts"])
         self.sheets.invented, self.sheets.conflicts = state["invented"], state["conflicts"]
         self.sheets.tasks = {n: t.model_copy(update={"sheet": tuple(state["sheets"][n])}) for n, t in self.sheets.tasks.items()}
+        found = state.get("held")
+        return None if found is None else int(found)
 
 
 def _cut(path: Path, iteration: int, field: str) -> None:

@@ -77,6 +77,10 @@ def _decisive(config: RunConfig) -> dict[str, object]:
     data = config.model_dump(mode="json")
     data["rl"]["real_budget"] = data["rl"]["audit_floor"] = None
     data["evaluation"]["judge"] = None
+    if config.replay.embeddings:
+        data["replay"]["embeddings"]["base_url"] = None
+    if config.replay.admit and config.replay.admit.judge:
+        data["replay"]["admit"]["judge"] = config.replay.admit.judge.model
     if config.experience.endpoint:
         data["experience"]["endpoint"]["server"] = config.experience.endpoint.server.model
     if config.experience.annotator:

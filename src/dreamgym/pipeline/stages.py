@@ -238,15 +238,23 @@ def demonstrations(episodes: Sequence[Episode], limit: int | None) -> list[Episo
 
 def train_policy(run: Run) -> Summary:
     """GRPO from the warm start, in the dream (0 real steps) or, as the control, in the real environment."""
-    config, adapter = run.config, load_adapter(run.config.env)
-    counter = RealSteps(budget=config.rl.real_budget)
-    tasks = tasks_of(load_logs([run.path(LOGS)]))
-    dreaming = config.rl.environment == "dream"
-    if not dreaming and config.rl.environment != "real":
-        raise ConfigError(f"rl.environment: {config.rl.environment!r} is not known; use dream or real")
+    dreaming = run.config.rl.environment == "dream"
+    if not dreaming and run.config.rl.environment != "real":
+        raise ConfigError(f"rl.environment: {run.config.rl.environment!r} is not known; use dream or real")
     if dreaming:
         check_audit(run)
     model, replay = _dream(run) if dreaming else (None, None)
+    try:
+        return _reinforce(run, model, replay)
+    finally:
+        if replay is not None:
+            replay.buffer.close()
+
+
+def _reinforce(run: Run, model: ExperienceModel | None, replay: Enriched | None) -> Summary:
+    config, adapter, dreaming = run.config, load_adapter(run.config.env), model is not None
+    counter = RealSteps(budget=config.rl.real_budget)
+    tasks = tasks_of(load_logs([run.path(LOGS)]))
     rl = GRPORun(run.path("sft"), grpo_config(config), tasks, adapter, run.path("policy_run"), model, replay, counter, context_of(config))
     with bar() as progress:
         task = progress.add_task("GRPO", total=config.rl.iterations, completed=rl.iteration)
@@ -262,8 +270,6 @@ def train_policy(run: Run) -> Summary:
         probe = _panel(adapter, "probe", config.evaluation.probe_games) if config.rl.probe_every else ()
         lm = rl.run(report, probe, config.rl.probe_every, config.evaluation.temperature)
     lm.save(run.path("policy"))
-    if replay is not None:
-        replay.buffer.close()
     metrics = rl.trainer.progress.metrics
     spent = {name: sum(m[name] for m in metrics) for name in (metrics[0] if metrics else ()) if "_tokens_" in name or "_calls" in name}
     return {

@@ -37,6 +37,9 @@ def _checked(episode: Episode, where: str, evaluated: Mapping[str, str]) -> Epis
     last = episode.transitions[-1].outcome if episode.transitions else "go"
     if last != _ENDS.get(episode.stop.value, "go"):
         raise DataError(f"{where}: field stop: {episode.stop.value}, but the last step's outcome is {last}; mend or delete this line")
+    for i, t in enumerate(episode.steps):
+        if episode.valid and t.reward is None:
+            raise DataError(f"{where}: step {i}: field reward: null in an episode with a valid end; give the reward, or delete this line")
     steps = tuple(_sorted(t, f"{where}: transitions.{i}") for i, t in enumerate(episode.transitions))
     branches = tuple(
         b.model_copy(update={"transition": _sorted(b.transition, f"{where}: branches.{i}")}) for i, b in enumerate(episode.branches)

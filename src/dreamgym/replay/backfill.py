@@ -40,15 +40,20 @@ def backfill(
     """
     made = 0
     while at_most is None or made < at_most:
-        filled = store.filled(number)
-        if filled.all():
-            break
-        first = int(np.argmin(filled))
-        end = min(first + batch, len(filled), first + (batch if at_most is None else at_most - made))
-        taken = np.flatnonzero(filled[first:end])
-        end = first + int(taken[0]) if len(taken) else end
-        steps = [store.transition(i) for i in range(first, end)]
-        store.write_vectors(number, first, encoder.encode([(t.state, t.action) for t in steps]))
+        with store.guard:
+            filled, numbering = store.filled(number), store.numbering
+            if filled.all():
+                break
+            first = int(np.argmin(filled))
+            end = min(first + batch, len(filled), first + (batch if at_most is None else at_most - made))
+            taken = np.flatnonzero(filled[first:end])
+            end = first + int(taken[0]) if len(taken) else end
+            steps = [store.transition(i) for i in range(first, end)]
+        vectors = encoder.encode([(t.state, t.action) for t in steps])
+        with store.guard:
+            if store.numbering != numbering:  # compacted meanwhile: these numbers are of other steps now
+                continue
+            store.write_vectors(number, first, vectors)
         made += end - first
         report(int(filled.sum()) + end - first, len(filled))
         time.sleep(pause_s)

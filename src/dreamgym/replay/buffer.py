@@ -28,6 +28,7 @@ from dreamgym.replay.encoder import HashingEncoder
 from dreamgym.replay.encoders import Encoder, Pair, identity_of
 from dreamgym.replay.search import Hidden, exact
 from dreamgym.replay.store import EpisodeStore, Vectors
+from dreamgym.replay.upkeep import rewind
 
 
 class ReplayBuffer:
@@ -52,8 +53,10 @@ class ReplayBuffer:
         store, identity = self.store, identity_of(self.encoder)
         known = next((n for n, i in store.encoders().items() if i == identity), None)
         if known is None and (store.mode == "ro" or len(store)):
-            held = ", ".join(i.name for i in store.encoders().values()) or "none"
-            raise DataError(f"{store.root}: holds no vectors of the encoder {identity.name} (but of: {held}); open it with one of these")
+            same = any(i.name == identity.name for i in store.encoders().values())
+            held = ", ".join(f"{i.name}{f' of revision {i.revision}' if same else ''}" for i in store.encoders().values()) or "none"
+            own = f"{identity.name}{f' of revision {identity.revision}' if same else ''}"
+            raise DataError(f"{store.root}: holds no vectors of the encoder {own} (but of: {held}); open it with one of these")
         if known is not None and known != store.serving():
             raise DataError(f"{store.root}: the encoder {identity.name} does not serve; finish its backfill, or use the one that does")
         return store.add_encoder(identity, serving=True) if known is None else known
@@ -73,11 +76,13 @@ class ReplayBuffer:
             self.encoder.encode(pairs)
 
     def add(self, episodes: Iterable[Episode], generation: int | None = None) -> int:
-        """Append valid episodes that are not in yet; returns how many steps came in.
+        """Append valid episodes (no step without a reward) that are not in yet; returns how many steps came in.
 
         They are found from ``generation`` on; without one, what was dreamed in iteration n from n + 1 on, real ones always. One
         commit per generation. Raises ``PanelLeakError`` on an episode of an evaluation panel; then nothing of this call was added.
         """
+        if self.store.mode == "ro":
+            raise DataError(f"{self.store.root}: was opened for reading; open it with mode='rw' to add")
         if self.frozen:
             raise DataError(f"{self.store.root}: is frozen for evaluation; episodes of an evaluation may not come into the buffer")
         if self._ahead:
@@ -86,7 +91,8 @@ class ReplayBuffer:
         for e in episodes:
             if e.task.panel in EVALUATION:
                 raise PanelLeakError(f"episode {e.id} belongs to the panel {e.task.panel}: it may be evaluated on, never retrieved")
-            if e.valid and e.steps and self.store.number_of(f"e:{e.id}") is None:
+            whole = e.valid and e.steps and all(t.reward is not None for t in e.steps)
+            if whole and self.store.number_of(f"e:{e.id}") is None:
                 since = generation if generation is not None else e.policy_version + 1 if e.source == "dream" else 0
                 new.setdefault(since, {})[e.id] = e
         for since, group in sorted(new.items()):
@@ -111,7 +117,11 @@ class ReplayBuffer:
 
     def rewind(self, generation: int) -> None:
         """Forget what came in for generations after ``generation``, as if it had never come."""
-        self.store.rewind(generation)
+        rewind(self.store, generation)
+
+    def held(self) -> int:
+        """Steps that can be found."""
+        return int((self.store.columns["evicted"] == NEVER).sum())
 
     def metrics(self) -> dict[str, float]:
         """Steps that are in, and the share of real ones among them."""
@@ -149,18 +159,18 @@ class Snapshot:
     size: int
     generation: int | None = None
     numbering: str = field(init=False)
+    visible: NDArray[np.bool_] = field(init=False, repr=False, compare=False)
+    """Of all its steps [size], those that were in and not evicted."""
 
     def __post_init__(self) -> None:
+        columns = self.buffer.store.columns
+        gone, came = columns["evicted"][: self.size], columns["generation"][: self.size]
+        seen = gone == NEVER if self.generation is None else (came <= self.generation) & (gone > self.generation)
         object.__setattr__(self, "numbering", self.buffer.store.numbering)
+        object.__setattr__(self, "visible", seen)
 
     def __len__(self) -> int:
         return self.size
-
-    def visible(self) -> NDArray[np.bool_]:
-        """Of all its steps [size], those that were in and not evicted."""
-        columns = self.buffer.store.columns
-        gone, came = columns["evicted"][: self.size], columns["generation"][: self.size]
-        return gone == NEVER if self.generation is None else (came <= self.generation) & (gone > self.generation)
 
     def topk(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         """For each query the k nearest by cosine, best first, ties by age; fewer where fewer may be shown."""
@@ -182,7 +192,7 @@ class Snapshot:
         if store.numbering != self.numbering:
             raise DataError(f"{store.root}: was compacted or rewound since this snapshot was taken; take a new one")
         matrix, tasks = store.matrix(encoder)[: self.size], store.columns["task"][: self.size]
-        shown = self.visible() if part is None else self.visible() & part
+        shown = self.visible if part is None else self.visible & part
         if encoder != store.serving():  # only the serving one is whole
             shown = shown & store.filled(encoder)[: self.size]
         ids, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)

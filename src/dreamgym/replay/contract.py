@@ -68,6 +68,10 @@ class Replay(Protocol):
         """Forget what came in for later generations: an iteration that a kill cut off is played again."""
         ...
 
+    def held(self) -> int:
+        """Steps that can be found now."""
+        ...
+
     def metrics(self) -> dict[str, float]:
         """What to log of an iteration, by name."""
         ...

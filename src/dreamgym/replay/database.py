@@ -58,8 +58,8 @@ def take_lock(root: Path) -> int:
     return lock
 
 
-def data_folder(root: Path, mode: Mode) -> Path:
-    """The folder in use; a writer makes the first one, and removes what a killed compaction left."""
+def data_folder(root: Path, mode: Mode, kept: Path | None = None) -> Path:
+    """The folder in use; a writer makes the first one, and removes others but ``kept``: older ones, and what a kill left half made."""
     pointer = root / POINTER
     if not pointer.exists():
         if mode == "ro":
@@ -73,8 +73,8 @@ def data_folder(root: Path, mode: Mode) -> Path:
     if not folder.is_dir():
         raise DataError(f"{pointer}: names {folder.name}, which is not there; the buffer is damaged, import an export of it")
     for other in root.glob("data-*") if mode == "rw" else ():
-        if other != folder:
-            shutil.rmtree(other)
+        if other not in (folder, kept):
+            shutil.rmtree(other, ignore_errors=True)  # a reader may be making files in it; it goes the next time
     return folder
 
 

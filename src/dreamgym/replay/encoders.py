@@ -72,7 +72,7 @@ class EncodedTexts:
     """Vectors on disk by the hash of their text, of one encoder; ``path=None`` keeps them for this process only."""
 
     def __init__(self, path: Path | None, encoder: str) -> None:
-        self._encoder, self._one_at_a_time = encoder, threading.Lock()
+        self._encoder, self._where, self._one_at_a_time = encoder, path or "memory", threading.Lock()
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -85,7 +85,10 @@ class EncodedTexts:
     def encode(self, texts: Sequence[str], dimension: int, encode: Callable[[list[str]], Vectors]) -> Vectors:
         """Vectors of ``texts``; ``encode`` is asked for those that are not known, each once, one thread after the other."""
         with self._one_at_a_time:
-            return self._encoded(texts, dimension, encode)
+            try:
+                return self._encoded(texts, dimension, encode)
+            except sqlite3.Error as e:
+                raise DataError(f"{self._where}: encoded texts cannot be kept ({e}); free its disk, or name another file") from e
 
     def _encoded(self, texts: Sequence[str], dimension: int, encode: Callable[[list[str]], Vectors]) -> Vectors:
         hashes = [hashlib.blake2b(t.encode("utf-8", "surrogatepass"), digest_size=16).digest() for t in texts]

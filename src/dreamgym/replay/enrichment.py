@@ -5,7 +5,8 @@
     replay.metrics()             # steps held, episodes admitted and refused by reason, evicted steps, share of real ones shown
 
 A rule looks at valid episodes and says which may come in; no rule: all (the paper's reading). To retrieve real experiences only, do
-not add at all: a run without ``Replay`` keeps its first snapshot. Real episodes are never refused, and go last when room is short.
+not add at all: a run without ``Replay`` keeps its first snapshot. Real episodes are never refused, and go last when room is short; the
+logs (generation 0) never go, since audits read them.
 """
 
 from collections import Counter
@@ -72,7 +73,7 @@ class Novel:
 
 
 class Enriched:
-    """``buffer`` behind ``rules``, with room for ``capacity`` steps (None = any number)."""
+    """``buffer`` behind ``rules``, with room for ``capacity`` steps beside the logs (None = any number)."""
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class Enriched:
             refused = {e.id for e, fine in zip(dreamed, rule.admits(dreamed, self.buffer), strict=True) if not fine}
             self.counts[f"refused_{rule.name}"] = len(refused)
             left = [e for e in left if e.id not in refused]
-        self.counts["admitted"] = len(left)
+        self.counts["admitted"] = sum(bool(e.steps) for e in left)
         came = self.buffer.add(left, generation)
         self._make_room(generation)
         return came
@@ -111,8 +112,9 @@ class Enriched:
     def _make_room(self, generation: int | None) -> None:
         """Evict whole episodes: dreamed ones first, the oldest first."""
         store = self.buffer.store
-        live = store.columns["evicted"] == NEVER
+        live = (store.columns["evicted"] == NEVER) & (store.columns["generation"] > 0)
         over = int(live.sum()) - (self.capacity if self.capacity is not None else len(live))
+        self.counts["evicted"] = 0
         if over <= 0:
             return
         since = generation if generation is not None else int(store.columns["generation"].max())
@@ -136,6 +138,9 @@ class Enriched:
     def rewind(self, generation: int) -> None:
         self.buffer.rewind(generation)
 
+    def held(self) -> int:
+        return self.buffer.held()
+
     def metrics(self) -> dict[str, float]:
         """Of the last ``add``, and of what was shown since the last call."""
         shown = dict(self.shown)
@@ -143,7 +148,7 @@ class Enriched:
         return {
             **self.buffer.metrics(),
             **{f"buffer_{name}": float(n) for name, n in self.counts.items()},
-            "retrieved_real": shown.get("real", 0) / max(sum(shown.values()), 1),
+            **({"retrieved_real": shown.get("real", 0) / sum(shown.values())} if shown else {}),
         }
 
 

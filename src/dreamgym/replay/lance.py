@@ -12,7 +12,7 @@ arrival here; ties go to the earlier generation, then by the episode's id.
 
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,16 +65,13 @@ class LanceReplay:
         for e in episodes:
             if e.task.panel in EVALUATION:
                 raise PanelLeakError(f"episode {e.id} belongs to the panel {e.task.panel}: it may be evaluated on, never retrieved")
-            if e.valid and e.steps:
+            if e.valid and e.steps and all(t.reward is not None for t in e.steps):
                 new[e.id] = e
         if not new:
             return 0
         vectors = self.encoder.encode([(t.state, t.action) for e in new.values() for t in e.steps])
-        self.table.checkout_latest()
-        try:
-            done = self.table.merge_insert("key").when_not_matched_insert_all().execute(self._rows(list(new.values()), vectors, generation))
-        except (OSError, RuntimeError) as e:
-            raise DataError(f"{self.uri}: cannot be written ({e}); nothing of this call was added") from e
+        rows = self._rows(list(new.values()), vectors, generation)
+        done = self._changed(lambda: self.table.merge_insert("key").when_not_matched_insert_all().execute(rows))
         return int(done.num_inserted_rows)
 
     def _rows(self, episodes: Sequence[Episode], vectors: Any, generation: int | None) -> Any:
@@ -91,6 +88,7 @@ class LanceReplay:
             "version": [e.policy_version for e, _, _ in steps],
             "generation": [first[e.id] for e, _, _ in steps],
             "evicted": [NEVER] * len(steps),
+            "evicted_by": [None] * len(steps),
             "writer": [self.writer] * len(steps),
             "step": [n for _, n, _ in steps],
             "body": [t.model_dump_json(exclude_defaults=True).encode() for _, _, t in steps],
@@ -101,15 +99,28 @@ class LanceReplay:
 
     def evict(self, episodes: Sequence[str], generation: int) -> None:
         """Mark episodes as gone from ``generation`` on."""
-        self.table.checkout_latest()
-        self.table.update(where=f"episode IN ({_list(episodes)}) AND evicted = {NEVER}", values={"evicted": generation})
+        if episodes:
+            values = {"evicted": generation, "evicted_by": self.writer}
+            self._changed(lambda: self.table.update(where=f"episode IN ({_list(episodes)}) AND evicted = {NEVER}", values=values))
 
     def rewind(self, generation: int) -> None:
-        """Forget what this writer added for generations after ``generation``, and that some of its own was evicted after it."""
+        """Forget what this writer added for generations after ``generation``, and what it evicted after it."""
+        mine, late = _quoted(self.writer), f"evicted > {generation} AND evicted < {NEVER}"
+        self._changed(lambda: self.table.delete(f"writer = {mine} AND generation > {generation}"))
+        self._changed(lambda: self.table.update(where=f"evicted_by = {mine} AND {late}", values={"evicted": NEVER, "evicted_by": None}))
+
+    def held(self) -> int:
+        """Steps of all writers that can be found."""
         self.table.checkout_latest()
-        mine = f"writer = {_quoted(self.writer)}"
-        self.table.delete(f"{mine} AND generation > {generation}")
-        self.table.update(where=f"{mine} AND evicted > {generation} AND evicted < {NEVER}", values={"evicted": NEVER})
+        return int(self.table.count_rows(f"evicted = {NEVER}"))
+
+    def _changed(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` says, on the newest version. Raises ``DataError`` where it cannot be written."""
+        self.table.checkout_latest()
+        try:
+            return work()
+        except (OSError, RuntimeError, ValueError) as e:
+            raise DataError(f"{self.uri}: cannot be written ({e}); nothing of this call was changed") from e
 
     def episodes(self) -> Iterator[Episode]:
         """All that are not evicted, by generation and id."""
@@ -126,8 +137,7 @@ class LanceReplay:
 
     def metrics(self) -> dict[str, float]:
         """Steps that are in, and the share of real ones among them."""
-        self.table.checkout_latest()
-        live = int(self.table.count_rows(f"evicted = {NEVER}"))
+        live = self.held()
         return {"buffer_steps": float(live), "buffer_real": self.table.count_rows(f"evicted = {NEVER} AND real") / live if live else 1.0}
 
     def compact(self) -> None:
@@ -226,7 +236,7 @@ def _schema(dimension: int, identity: bytes) -> Any:
     key = pa.field("key", pa.string(), nullable=False, metadata={b"lance-schema:unenforced-primary-key": b"true"})
     fields = [
         key,
-        *(pa.field(name, pa.string()) for name in ("episode", "task", "env", "writer")),
+        *(pa.field(name, pa.string()) for name in ("episode", "task", "env", "writer", "evicted_by")),
         pa.field("real", pa.bool_()),
         *(pa.field(name, pa.int32()) for name in ("outcome", "version", "generation", "evicted", "step")),
         pa.field("body", pa.binary()),

@@ -105,14 +105,14 @@ def _fused(ids: NDArray[np.int64], cosine: Floats, by_words: Sequence[int]) -> F
 
 
 class Words:
-    """BM25 over what text encoders read of each step (``text_of``); grows with its buffer."""
+    """BM25 over what text encoders read of each step (``text_of``) that a snapshot shows; words are split once per step."""
 
     def __init__(self, buffer: ReplayBuffer) -> None:
         self.buffer = buffer
         self._forget()
 
     def _forget(self) -> None:
-        self._numbering, self._size = self.buffer.store.numbering, -1
+        self._numbering, self._steps = self.buffer.store.numbering, np.zeros(0, np.int64)
         self._index: Any = None
         self._tokens: list[list[int]] = []
         self._vocabulary: dict[str, int] = {}
@@ -124,32 +124,33 @@ class Words:
         if not asked or self._index is None:
             return []
         scores = np.asarray(self._index.get_scores(asked))
-        scores[~(snapshot.visible() & snapshot.admitted(query))] = 0.0
+        scores[~snapshot.admitted(query)[self._steps]] = 0.0
         span, task = snapshot.hidden(query)
         if span is not None:
-            scores[span] = 0.0
+            scores[(self._steps >= span.start) & (self._steps < span.stop)] = 0.0
         if task is not None:
-            scores[self.buffer.store.columns["task"][: len(scores)] == task] = 0.0
+            scores[self.buffer.store.columns["task"][self._steps] == task] = 0.0
         some = np.flatnonzero(scores > 0)
         if len(some) > k:
             some = some[scores[some] >= np.partition(scores[some], len(some) - k)[len(some) - k]]
         order = some[np.lexsort((some, -scores[some]))][:k]
-        return [int(n) for n in order]
+        return [int(n) for n in self._steps[order]]
 
     def _build(self, snapshot: Snapshot) -> None:
         store = self.buffer.store
         if self._numbering != store.numbering:
             self._forget()
-        if self._size == snapshot.size:
+        steps = np.flatnonzero(snapshot.visible)
+        if self._index is not None and np.array_equal(self._steps, steps):
             return
         for step in range(len(self._tokens), snapshot.size):
             t = store.transition(step)
             words = self._split((t.state, t.action))
             self._tokens.append([self._vocabulary.setdefault(w, len(self._vocabulary)) for w in words])
-        self._size, self._index = snapshot.size, None
-        if snapshot.size:
+        self._steps, self._index = steps, None
+        if len(steps):
             index = _bm25s().BM25()
-            index.index((self._tokens[: snapshot.size], dict(self._vocabulary)), show_progress=False)
+            index.index(([self._tokens[i] for i in steps], dict(self._vocabulary)), show_progress=False)
             self._index = index
 
     @staticmethod

@@ -16,12 +16,12 @@ import shutil
 import sqlite3
 import tempfile
 import threading
+import time
 import weakref
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,8 @@ from dreamgym.replay.columns import NEVER, OUTCOMES, Columns, Ints
 from dreamgym.replay.database import POINTER, Mode, connect, data_folder, sync_folder, take_lock
 
 Vectors = NDArray[np.float32]
+KEPT = 20_000
+"""Episodes that are kept after they were read."""
 
 
 class EncoderIdentity(NamedTuple):
@@ -54,45 +56,42 @@ class EpisodeStore:
         self.root, self.mode = Path(temporary or str(root)), mode
         if mode == "rw":
             self.root.mkdir(parents=True, exist_ok=True)
-        self._guard = threading.RLock()
+        self.guard = threading.RLock()
         """Held while the store changes: a backfill may run in a thread beside the one that appends."""
-        self._lock = take_lock(self.root) if mode == "rw" else -1
-        self._files: dict[int, int] = {}
+        self._open = _Open(take_lock(self.root) if mode == "rw" else -1)
+        self._end = weakref.finalize(self, _close, self._open, temporary)
         try:
             self.reopen()
         except BaseException:
-            self._release()
+            self._end()
             raise
-        weakref.finalize(self, _remove, temporary)
 
-    def reopen(self) -> None:
-        """Read the folder that the pointer names, from the start."""
-        self._release_files()
-        for attempt in range(3):
-            self.folder = data_folder(self.root, self.mode)
+    def reopen(self, kept: Path | None = None) -> None:
+        """Read the folder that the pointer names, from the start; ``kept`` is left for its readers."""
+        self._open.release_files()
+        for attempt in range(5):
             try:
+                self.folder = data_folder(self.root, self.mode, kept)
                 self.db = connect(self.folder, self.mode, self.durable)
                 break
             except DataError:
-                moved = self.mode == "ro" and data_folder(self.root, self.mode) != self.folder  # compacted in this moment
-                if attempt == 2 or not moved:
+                if self.mode == "rw" or attempt == 4:
                     raise
-        self.numbering = f"{self.folder.name}/{self._rewound()}"
-        """Changes when steps get other numbers: by compaction, and when some are forgotten."""
+                time.sleep(0.02)  # a writer may be moving in this moment
         self.columns = Columns()
         self.names: list[str] = []
         self._codes: dict[str, int] = {}
         self._ids: list[int] = []
         self._starts: list[int] = []
         self._places: dict[int, int] = {}
-        self.episode = lru_cache(maxsize=20_000)(self._episode)
+        self._read: dict[int, Episode] = {}
         self.refresh()
         if self.mode == "rw":
             self._fit_files()
 
     def refresh(self) -> int:
         """Take in what was committed since, by this process or another; returns the number of steps."""
-        if self.mode == "ro" and self.numbering != f"{(self.root / POINTER).read_text(encoding='utf-8').strip()}/{self._rewound()}":
+        if self.mode == "ro" and self._moved():
             self.db.close()
             self.reopen()
             return len(self)
@@ -164,6 +163,14 @@ class EpisodeStore:
         """Its row in the database."""
         return self._ids[place]
 
+    def episode(self, place: int) -> Episode:
+        """The episode at ``place``; those read lately are kept."""
+        if place not in self._read:
+            if len(self._read) >= KEPT:
+                self._read.clear()
+            self._read[place] = self._episode(place)
+        return self._read[place]
+
     def _episode(self, place: int) -> Episode:
         found = self.db.execute("SELECT data FROM body WHERE id=?", (self._ids[place],)).fetchone()
         return unpacked(found[0] if found else b"")
@@ -196,7 +203,7 @@ class EpisodeStore:
             bodies.append((i, packed(e)))
         if self.mode == "rw" and (serving := self.serving()) is not None and serving not in vectors:
             raise DataError(f"{self.root}: {self.encoders()[serving].name} serves this buffer, and the batch has no vectors of it")
-        with self._guard:  # until it is taken in: a thread beside this one must not see the commit without its steps
+        with self.guard:  # until it is taken in: a thread beside this one must not see the commit without its steps
             with self.transaction():
                 for encoder, matrix in vectors.items():
                     self.put(encoder, first, matrix, total)
@@ -217,43 +224,12 @@ class EpisodeStore:
             part = self.columns["evicted"][self.span(p)]
             part[part == NEVER] = generation
 
-    def rewind(self, generation: int) -> int:
-        """Forget what was appended for generations after ``generation``, and evictions from them on; returns how many steps went.
-
-        Raises ``DataError`` where something of an earlier generation came in after it; then nothing has changed.
-        """
-        late = np.flatnonzero(self.columns["generation"] > generation)
-        first = int(late[0]) if len(late) else len(self)
-        if len(late) < len(self) - first:
-            raise DataError(f"{self.root}: some of what came in last is for generation {generation} or before; it would have to go too")
-        with self.transaction():
-            self.db.execute("DELETE FROM body WHERE id IN (SELECT id FROM episode WHERE generation > ?)", (generation,))
-            self.db.execute("DELETE FROM episode WHERE generation > ?", (generation,))
-            self.db.execute("UPDATE episode SET evicted=NULL WHERE evicted > ?", (generation,))
-            self.db.execute("DELETE FROM batch WHERE first >= ?", (first,))
-            self.db.execute("DELETE FROM filled WHERE first >= ?", (first,))
-            spanning = "SELECT encoder, first FROM filled WHERE first + steps > ?"
-            for encoder, start in self.db.execute(spanning, (first,)).fetchall():
-                crc = zlib.crc32(np.ascontiguousarray(self.matrix(encoder)[start:first]).tobytes())
-                marks = (first - start, crc, encoder, start)
-                self.db.execute("UPDATE filled SET steps=?, crc=? WHERE encoder=? AND first=?", marks)
-            self.db.execute("INSERT OR REPLACE INTO meta VALUES ('rewound', ?)", (str(self._rewound() + 1),))
-        before = len(self)
-        self.db.close()
-        self.reopen()
-        return before - len(self)
-
-    def _rewound(self) -> int:
-        """How often steps of this folder were forgotten."""
-        row = self.db.execute("SELECT value FROM meta WHERE key='rewound'").fetchone()
-        return int(row[0]) if row else 0
-
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All of it or none, the vector files included; SQLite's and the disk's refusals as ``DataError``."""
         if self.mode != "rw":
             raise DataError(f"{self.root}: was opened for reading; open it with mode='rw' to write")
-        with self._guard:
+        with self.guard:
             self.db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -313,6 +289,8 @@ class EpisodeStore:
             return np.zeros((0, dimension), np.float32)
         path = self.vector_path(encoder)
         if not path.exists() or path.stat().st_size < 4 * dimension * len(self):
+            if self.mode == "ro" and self._moved():
+                raise DataError(f"{self.root}: was compacted or rewound more than once since it was read; refresh, and take a new snapshot")
             raise DataError(f"{path}: is shorter than its {len(self)} steps; the file is damaged, import an export of the buffer")
         return np.memmap(path, dtype=np.float32, mode="r", shape=(len(self), dimension))
 
@@ -348,13 +326,13 @@ class EpisodeStore:
 
     def file(self, encoder: int) -> int:
         """An open descriptor of an encoder's vectors."""
-        if encoder not in self._files:
+        if encoder not in self._open.files:
             path = self.vector_path(encoder)
             new, flags = not path.exists(), os.O_RDONLY if self.mode == "ro" else os.O_RDWR | os.O_CREAT
-            self._files[encoder] = os.open(path, flags, 0o644)
+            self._open.files[encoder] = os.open(path, flags, 0o644)
             if new and self.durable:
                 sync_folder(self.folder)
-        return self._files[encoder]
+        return self._open.files[encoder]
 
     def _fit_files(self, steps: int | None = None) -> None:
         """Every vector file has a row per (committed) step: what a crash left is cut, what is not encoded yet is a hole."""
@@ -363,25 +341,39 @@ class EpisodeStore:
 
     # the end
 
+    @property
+    def numbering(self) -> str:
+        """Changes when steps get other numbers: by compaction, and when some are forgotten."""
+        return self.folder.name
+
+    def _moved(self) -> bool:
+        """Whether a writer has changed to another folder."""
+        return (self.root / POINTER).read_text(encoding="utf-8").strip() != self.folder.name
+
     def close(self) -> None:
         self.db.close()
-        self._release()
+        self._end()
 
-    def _release(self) -> None:
-        self._release_files()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
 
-    def _release_files(self) -> None:
-        for file in self._files.values():
+class _Open:
+    """What a store holds of the operating system; closed with it, or when nobody knows it any more."""
+
+    def __init__(self, lock: int) -> None:
+        self.lock = lock
+        self.files: dict[int, int] = {}
+
+    def release_files(self) -> None:
+        for file in self.files.values():
             os.close(file)
-        self._files = {}
+        self.files = {}
 
 
-def _remove(folder: str | None) -> None:
-    if folder:
-        shutil.rmtree(folder, ignore_errors=True)
+def _close(held: _Open, temporary: str | None) -> None:
+    held.release_files()
+    if held.lock >= 0:
+        os.close(held.lock)
+    if temporary:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def packed(episode: Episode) -> bytes:

@@ -42,50 +42,64 @@ def verify(store: EpisodeStore) -> list[str]:
 
 
 def compact(store: EpisodeStore, generation: int = NEVER) -> int:
-    """Write what was not evicted (up to ``generation``) into a new folder, then point to it; returns the number of steps that went.
+    """Drop for good what was evicted up to ``generation``; returns the number of steps that went. Steps get new numbers."""
+    gone = store.columns["evicted"]
+    return _rewrite(store, (gone == NEVER) | (gone > generation), NEVER)
 
-    Steps get new numbers. Readers follow at their next ``refresh``. A kill at any moment leaves the old folder or the new one.
+
+def rewind(store: EpisodeStore, generation: int) -> int:
+    """Forget what was appended for generations after ``generation``, and evictions from them on; returns how many steps went."""
+    late = (store.columns["generation"] > generation) | ((store.columns["evicted"] > generation) & (store.columns["evicted"] != NEVER))
+    return _rewrite(store, store.columns["generation"] <= generation, generation) if late.any() else 0
+
+
+def _rewrite(store: EpisodeStore, keep: NDArray[np.bool_], evictions: int) -> int:
+    """Write the steps of ``keep`` into a new folder, with evictions up to generation ``evictions``, then point to it.
+
+    Readers follow at their next ``refresh``; until then they read the old folder, which goes at the next rewriting. A kill at any
+    moment leaves the old one or the new one.
     """
     if store.mode != "rw":
-        raise DataError(f"{store.root}: was opened for reading; open it with mode='rw' to compact it")
-    before, gone = len(store), store.columns["evicted"]
-    keep = (gone == NEVER) | (gone > generation)
-    target = store.root / f"data-{int(store.folder.name.rpartition('-')[2]) + 1}"
-    shutil.rmtree(target, ignore_errors=True)
-    try:
-        target.mkdir()
-        _copy(store, keep, sqlite3.connect(target / DATABASE, isolation_level=None))
-        for encoder in store.encoders():
-            matrix = np.array(store.matrix(encoder)[keep])
-            with open(target / f"vectors-{encoder}.f32", "wb") as f:
-                f.write(matrix.tobytes())
-                f.flush()
-                os.fsync(f.fileno())
-        sync_folder(target)
-    except (OSError, sqlite3.Error) as e:
+        raise DataError(f"{store.root}: was opened for reading; open it with mode='rw' to change it")
+    with store.guard:
+        before, old = len(store), store.folder
+        target = store.root / f"data-{int(old.name.rpartition('-')[2]) + 1}"
         shutil.rmtree(target, ignore_errors=True)
-        raise DataError(f"{store.root}: cannot be compacted ({e}); what was there is untouched") from e
-    write_atomic(store.root / POINTER, f"{target.name}\n")
-    sync_folder(store.root)
-    store.db.close()
-    store.reopen()
-    return before - len(store)
+        try:
+            target.mkdir()
+            _copy(store, keep, evictions, sqlite3.connect(target / DATABASE, isolation_level=None))
+            for encoder in store.encoders():
+                matrix = np.array(store.matrix(encoder)[keep])
+                with open(target / f"vectors-{encoder}.f32", "wb") as f:
+                    f.write(matrix.tobytes())
+                    f.flush()
+                    os.fsync(f.fileno())
+            sync_folder(target)
+            write_atomic(store.root / POINTER, f"{target.name}\n")
+        except (OSError, sqlite3.Error) as e:
+            shutil.rmtree(target, ignore_errors=True)
+            raise DataError(f"{store.root}: cannot be rewritten ({e}); what was there is untouched") from e
+        sync_folder(store.root)
+        store.db.close()
+        store.reopen(old)
+        return before - len(store)
 
 
-def _copy(store: EpisodeStore, keep: NDArray[np.bool_], db: sqlite3.Connection) -> None:
+def _copy(store: EpisodeStore, keep: NDArray[np.bool_], evictions: int, db: sqlite3.Connection) -> None:
     """The rows of what is kept, with new numbers of steps."""
     renumbered = np.concatenate([[0], np.cumsum(keep)])
     db.execute("PRAGMA synchronous=FULL")
     db.executescript(f"BEGIN; {TABLES}")
     db.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA),))
     ids = [store.episode_id(place) for place in range(store.places()) if keep[store.span(place).start]]
-    episodes = (store.db.execute("SELECT * FROM episode WHERE id=?", (i,)).fetchone() for i in ids)
-    db.executemany("INSERT INTO episode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", episodes)
-    bodies = (store.db.execute("SELECT * FROM body WHERE id=?", (i,)).fetchone() for i in ids)
-    db.executemany("INSERT INTO body VALUES (?, ?)", bodies)
+    for table, columns in (("episode", 9), ("body", 2)):
+        rows = (store.db.execute(f"SELECT * FROM {table} WHERE id=?", (i,)).fetchone() for i in ids)
+        db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * columns)})", rows)
+    db.execute("UPDATE episode SET evicted=NULL WHERE evicted > ?", (evictions,))
     for name, generation, first, steps in store.db.execute("SELECT name, generation, first, steps FROM batch ORDER BY first").fetchall():
         start, end = int(renumbered[first]), int(renumbered[first + steps])
-        db.execute("INSERT INTO batch VALUES (?, ?, ?, ?)", (name, generation, start, end - start))
+        if generation <= evictions:
+            db.execute("INSERT INTO batch VALUES (?, ?, ?, ?)", (name, generation, start, end - start))
     db.executemany("INSERT INTO encoder VALUES (?, ?, ?, ?, ?, ?)", store.db.execute("SELECT * FROM encoder"))
     for encoder in store.encoders():
         kept, matrix = store.filled(encoder)[keep], store.matrix(encoder)[keep]
