@@ -19,6 +19,8 @@ from dreamgym.core.errors import MissingExtraError
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.replay.search import Floats, Hidden, exact
 
+DEEP = 4
+"""Recall is measured at this times k: a query may be denied its nearest ones, which are its own episode's."""
 SPARE = 64
 """Candidates beyond k: an excluded episode's steps are mostly each other's neighbours."""
 
@@ -31,7 +33,7 @@ class ApproximateIndex:
 
     @classmethod
     def build(cls, matrix: Floats, recall: float = 0.98, k: int = 5, sample: int = 256, seed: int = 0) -> "ApproximateIndex":
-        """Index all rows of ``matrix``, and probe as many lists as ``recall`` at ``k`` takes on a sample of perturbed rows.
+        """Index all rows of ``matrix``, and probe as many lists as ``recall`` at ``DEEP * k`` takes on a sample of perturbed rows.
 
         ``recall`` of the result is what was measured on other rows than the probes were chosen on.
         """
@@ -50,6 +52,7 @@ class ApproximateIndex:
         asked = matrix[rows] + noise
         asked /= np.maximum(np.linalg.norm(asked, axis=1, keepdims=True), 1e-12)
         chosen, judged = asked[::2], asked[1::2]
+        k = min(DEEP * k, n)
         made, wanted = cls(index, n, 1, 0.0), exact(matrix, chosen, k)[1]
         while made._recall(wanted, chosen, k) < recall + (1 - recall) / 4 and made.probes < lists:
             made.probes = min(2 * made.probes, lists)
