@@ -11,7 +11,9 @@ from benchmarks.loopback import LoopbackServer, sections
 from dreamgym.core.types import StopReason
 from dreamgym.endpoint.client import Endpoint
 from dreamgym.endpoint.config import EndpointConfig
-from dreamgym.experience.judge import judge_steps
+from dreamgym.experience.judge import WellJudged, judge_steps
+from dreamgym.replay.buffer import ReplayBuffer
+from dreamgym.replay.enrichment import Enriched
 
 EPISODES = [an_episode("dream", name=f"e{i}") for i in range(5)]
 
@@ -41,3 +43,23 @@ def test_an_unusable_score_is_counted_apart_and_never_a_zero():
     invalid = an_episode("dream", StopReason.INVALID_REPLY)
     with LoopbackServer(lambda body: scores()) as server:
         assert judge_steps(Endpoint(EndpointConfig(base_url=server.url, model="m")), [invalid], 5, 0).scored == 0
+
+
+def test_only_what_is_consistent_and_not_made_up_comes_into_a_buffer():
+    def judge(body):
+        read = sections(body["messages"][-1]["content"])
+        return scores(hallucination=0) if read["Action"] == ["eat lime"] else scores(causal_consistency=1)
+
+    real = an_episode("real", name="real")
+    with LoopbackServer(judge) as server:
+        rule = WellJudged(Endpoint(EndpointConfig(base_url=server.url, model="m")))
+        replay = Enriched(ReplayBuffer(), [rule])
+        replay.add([*EPISODES, real], 1)
+        assert len(server.bodies) == len(EPISODES), "one step of each dreamed one, none of the real one"
+        asked = [sections(body["messages"][-1]["content"])["Action"] for body in server.bodies]
+    refused = sum(action == ["eat lime"] for action in asked)
+    assert 0 < refused < len(EPISODES)
+    assert replay.metrics()["buffer_refused_judged"] == refused
+    assert "real" in {e.id for e in replay.buffer.episodes()}
+    with LoopbackServer(lambda body: "no score") as server:
+        assert WellJudged(Endpoint(EndpointConfig(base_url=server.url, model="m"))).admits(EPISODES[:2], replay.buffer) == [False, False]

@@ -8,12 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from embeddings_server import serving
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from dreamgym.core.errors import DataError, PanelLeakError
 from dreamgym.core.files import read_episodes, write_episodes
@@ -22,7 +18,6 @@ from dreamgym.replay.backfill import backfill
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.replay.contract import Query
 from dreamgym.replay.encoder import HashingEncoder
-from dreamgym.replay.search import Hidden, exact
 from dreamgym.replay.store import EncoderIdentity, EpisodeStore
 from dreamgym.replay.upkeep import compact, verify
 
@@ -42,31 +37,6 @@ def episode(number: int, source: str = "real", iteration: int = 0, env: str = "k
     task = Task(id=f"t/{number % 7}", instruction="cook", first_state=steps[0].state)
     return Episode(id=f"e{number}", env=env, task=task, source=source, behaviour="x", policy_version=iteration,
                    transitions=tuple(steps), stop=StopReason.WON if number % 5 == 0 else StopReason.ABANDONED)  # fmt: skip
-
-
-@given(
-    st.integers(1, 40).flatmap(lambda n: hnp.arrays(np.float32, (n, 3), elements=st.integers(-2, 2).map(float))),
-    hnp.arrays(np.float32, (4, 3), elements=st.integers(-2, 2).map(float)),
-    st.integers(1, 6), st.randoms(use_true_random=False), st.sampled_from([1, 4, 7, 100]),
-)  # fmt: skip
-def test_the_search_equals_brute_force_with_ties_to_the_older(matrix, queries, k, rng, block):
-    n = len(matrix)
-    visible = np.array([rng.random() < 0.8 for _ in range(n)])
-    tasks = np.array([rng.randrange(3) for _ in range(n)], np.int32)
-    a, b = sorted((rng.randrange(n + 1), rng.randrange(n + 1)))
-    hidden = [Hidden(slice(a, b), 1), Hidden(None, 2), Hidden(slice(a, b), None), Hidden()]
-    import dreamgym.replay.search as search
-
-    before, search.BLOCK = search.BLOCK, block
-    try:
-        ids, scores = exact(matrix, queries, k, visible, hidden, tasks)
-    finally:
-        search.BLOCK = before
-    for q, (span, task), row, values in zip(queries, hidden, ids.tolist(), scores.tolist(), strict=True):
-        allowed = [i for i in range(n) if visible[i] and not (span and span.start <= i < span.stop) and tasks[i] != task]
-        wanted = sorted(allowed, key=lambda i: (-float(matrix[i] @ q), i))[:k]
-        assert row == wanted + [-1] * (k - len(wanted))
-        assert values[: len(wanted)] == [float(matrix[i] @ q) for i in wanted]
 
 
 def queries(seed: int, n: int = 60, filters: bool = True) -> list[Query]:
@@ -288,19 +258,6 @@ def test_readers_open_and_search_beside_a_writer_that_moves(tmp_path):
     assert not verify(buffer.store)
 
 
-def test_a_lance_buffer_forgets_what_its_writer_evicted_and_nobody_elses(tmp_path):
-    ours, theirs = lance(tmp_path, writer="ours"), lance(tmp_path, writer="theirs")
-    ours.add([episode(1)], 0)
-    theirs.add([episode(2)], 0)
-    ours.evict([], 5)
-    ours.evict(["e2"], 5)
-    theirs.evict(["e1"], 5)
-    assert list(ours.episodes()) == []
-    ours.rewind(4)
-    assert [e.id for e in ours.episodes()] == ["e2"]
-    assert ours.held() == len(episode(2).steps)
-
-
 def test_nothing_is_held_open_of_a_buffer_that_is_gone(tmp_path):
     def held():
         gc.collect()
@@ -330,38 +287,6 @@ def test_a_snapshot_is_not_used_after_a_compaction():
     compact(buffer.store)
     with pytest.raises(DataError, match="take a new one"):
         snapshot.topk(queries(0), 1)
-
-
-SHARED = """
-import sys; sys.path.insert(0, "tests")
-from test_replay import episode, lance
-who = int(sys.argv[2])
-buffer = lance(sys.argv[1], writer=f"trainer-{who}")
-for iteration in range(8):
-    own = [episode(1000 * (who + 1) + 10 * iteration + j, "dream", iteration) for j in range(3)]
-    buffer.add([*own, *(episode(j) for j in range(iteration, iteration + 4))], iteration + 1)
-"""
-
-
-def test_trainers_share_a_lance_buffer_and_nothing_is_lost_or_twice(tmp_path):
-    lance(tmp_path)
-    words = [sys.executable, "-c", SHARED, str(tmp_path)]
-    trainers = [subprocess.Popen([*words, str(who)], cwd=Path(__file__).parents[1]) for who in range(2)]
-    reader, seen = lance(tmp_path), [0]
-    while any(t.poll() is None for t in trainers):
-        seen.append(len(reader))
-        hits = reader.snapshot().topk(queries(0, 3, filters=False), 2)
-        assert all(h.transition in episode(int(h.episode[1:]), h.source, 0).transitions for row in hits for h in row)
-    assert [t.returncode for t in trainers] == [0, 0]
-    assert seen == sorted(seen), "who reads beside the writers sees whole commits only"
-    wanted = {f"e{n}" for n in range(11)} | {f"e{1000 * (who + 1) + 10 * i + j}" for who in range(2) for i in range(8) for j in range(3)}
-    held = list(reader.episodes())
-    assert sorted(e.id for e in held) == sorted(wanted)
-    assert len(reader) == sum(len(e.steps) for e in held)
-    lance(tmp_path, writer="trainer-1").rewind(5)
-    left = {e.id for e in reader.episodes()}
-    assert left >= {e for e in wanted if e.startswith("e1") and len(e) > 3}, "nothing of the other trainer went"
-    assert not {f"e{2060 + j}" for j in range(3)} & left
 
 
 def test_invalid_and_empty_episodes_stay_out(tmp_path, opened):
@@ -428,51 +353,3 @@ def test_the_commands_move_search_check_and_shrink(tmp_path):
     assert "are damaged" in said
     code, said = command("stats", tmp_path / "nowhere")
     assert (code, "holds no buffer" in said) == (1, True)
-
-
-def clustered(n: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((n // 50, 24))[rng.integers(n // 50, size=n)] + 0.4 * rng.standard_normal((n, 24))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def test_the_approximate_index_keeps_its_recall_and_every_exclusion():
-    pytest.importorskip("faiss", reason="needs the extra [faiss]")
-    from dreamgym.replay.approximate import ApproximateIndex
-
-    matrix = clustered(6000)
-    asked = matrix[::150] + 0.05 * np.random.default_rng(1).standard_normal((40, 24)).astype(np.float32)
-    index = ApproximateIndex.build(matrix[:5000], recall=0.95)
-    assert index.recall >= 0.93
-    tasks = np.arange(6000, dtype=np.int32) % 9
-    rng = np.random.default_rng(2)
-    visible = rng.random(6000) < 0.5
-    hidden = [Hidden(slice(10 * i, 10 * i + 2000 * (i % 3)), i % 9 if i % 2 else None) for i in range(40)]
-    for mask, hide in ((None, ()), (visible, hidden)):
-        ids, scores = index.search(matrix, asked, 5, mask, hide, tasks)
-        wanted = exact(matrix, asked, 5, mask, hide, tasks)
-        assert np.mean(scores >= wanted[1] - 1e-5) > 0.9
-        assert np.allclose(scores, (matrix[ids] * asked[:, None]).sum(2), atol=1e-5)
-        assert (np.diff(scores, axis=1) <= 0).all()
-        for row, h in zip(ids.tolist(), hide, strict=False):
-            assert all(visible[i] and tasks[i] != h.task and not h.span.start <= i < h.span.stop for i in row)
-    few = index.search(matrix, asked, 5, np.arange(6000) < 3)
-    assert (few[0] >= 0).sum(1).tolist() == [3] * 40, "too few are answered exactly"
-
-
-def test_a_buffer_may_search_approximately(tmp_path):
-    pytest.importorskip("faiss", reason="needs the extra [faiss]")
-    buffer = ReplayBuffer(tmp_path)
-    buffer.add([episode(i) for i in range(300)])
-    asked = queries(4, filters=False)
-    wanted = buffer.snapshot().topk(asked, 2)
-    assert buffer.approximate(0.99) > 0.95
-    buffer.add([episode(i) for i in range(300, 310)])
-    found = buffer.snapshot().topk(asked, 2)
-    close = [f[0].score >= w[0].score - 1e-5 for f, w in zip(found, wanted, strict=True)]
-    assert np.mean(close) > 0.9
-    buffer.store.evict([0], generation=1)
-    compact(buffer.store)
-    assert buffer.index() is None, "its numbers are not those of the compacted buffer"
-    late = episode(305).transitions[0]
-    assert buffer.snapshot().topk([Query(late.state, late.action)], 1)[0][0].score == pytest.approx(1.0, abs=1e-5)

@@ -10,6 +10,7 @@ from dreamgym.core.errors import DataError
 from dreamgym.experience.judge import WellJudged
 from dreamgym.pipeline.config import Admission, Buffer
 from dreamgym.pipeline.logs import load_logs
+from dreamgym.pipeline.player import server
 from dreamgym.pipeline.run import LOGS, Run
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.replay.contract import Retrieval
@@ -88,7 +89,5 @@ def rules_of(config: Buffer) -> list[Rule]:
     if admit.novelty is not None:
         rules.append(Novel(admit.novelty))
     if admit.judge is not None:
-        from dreamgym.endpoint.client import Endpoint  # the extra [endpoint]
-
-        rules.append(WellJudged(Endpoint(admit.judge)))
+        rules.append(WellJudged(server(admit.judge)))
     return rules

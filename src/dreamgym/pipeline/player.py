@@ -1,6 +1,6 @@
 """Who plays the environment in a run: the experience model that its configuration names, and its second opinion.
 
-    model = experience_model(run, run_buffer(run).snapshot(LOGGED))
+    model = experience_model(run, logged(run))
 
 A local model trained here, a pretrained chat LLM fine-tuned here, or a server; optional extras are imported where they are needed.
 """
