@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dreamgym.core.errors import DataError
+from dreamgym.lm.cache import join, roomy_cache
+
+ROWS = 16
+"""Prompts read in one pass: more do not fit a core's caches. Their rows do not depend on each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,25 +91,24 @@ class LocalLM:
             ids[i, width - len(p) :] = torch.tensor(p)
             mask[i, width - len(p) :] = 1
         self.tokens_in += int(mask.sum())
-        cache = DynamicCache(config=self.model.config)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = (
-                self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
-                .logits[:, -1]
-                .float()
-            )
-        if len(unique) < n:  # equal prompts (members of a group, mostly) are encoded once
-            rows = torch.tensor([row_of[tuple(p)] for p in prompts])
-            cache.batch_select_indices(rows)
-            logits, mask = logits[rows], mask[rows]
+        read, last = [], []
+        for part in torch.arange(len(unique)).tensor_split(-(-len(unique) // ROWS)):  # equal parts
+            read.append(roomy_cache(self.model.config))
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                told = self.model(
+                    input_ids=ids[part], attention_mask=mask[part], position_ids=positions[part], past_key_values=read[-1], logits_to_keep=1
+                )
+            last.append(told.logits[:, -1].float())
+        rows = torch.tensor([row_of[tuple(p)] for p in prompts])  # equal prompts (members of a group, mostly) are read once
+        cache, logits, mask = join(read, rows, self.model.dtype), torch.cat(last)[rows], mask[rows]
         out: list[list[int]] = [[] for _ in range(n)]
         logprobs: list[list[float]] = [[] for _ in range(n)]
         live = list(range(n))
         position = mask.sum(1)
         for _ in range(budget):
             chosen, lp = self._choose(logits, temperature, [draws[i] for i in live] if draws else None)
-            keep = []
+            keep: list[int] = []
             for row, i in enumerate(live):
                 out[i].append(int(chosen[row]))
                 logprobs[i].append(float(lp[row]))
@@ -114,8 +117,11 @@ class LocalLM:
             self.tokens_out += len(live)
             if not keep or len(out[live[keep[0]]]) >= budget:
                 break
-            live = [live[r] for r in keep]
-            if len(keep) < len(chosen):
+            if len(keep) < len(live):  # the last rows take the places of those that ended
+                staying = set(keep)
+                last_first = iter(reversed(keep))
+                keep = [r if r in staying else next(last_first) for r in range(len(keep))]
+                live = [live[r] for r in keep]
                 index = torch.tensor(keep)
                 cache.batch_select_indices(index)
                 mask, position, chosen = mask[index], position[index], chosen[index]

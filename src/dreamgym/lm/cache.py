@@ -1,0 +1,85 @@
+"""Keys and values with room ahead: transformers' ``DynamicCache`` joins old and new at every token and copies the rows that stay
+whenever one ends, which is most of the time of a small model on a CPU. Here a token costs a token, and a row that ends costs the row
+that takes its place. What attention reads is the same, to the bit.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+STEP = 64
+"""Tokens of room that a layer gains when it runs full."""
+
+
+class RoomyLayer(DynamicLayer):
+    """``keys`` and ``values`` are views of the filled part of larger tensors of shape [rows, heads, tokens + room, head size]."""
+
+    larger_keys: torch.Tensor
+    larger_values: torch.Tensor
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Appends [rows, heads, new tokens, head size] of each; all there is now, in return."""
+        if self.keys is None or self.values is None:  # a prompt's: as they are, room comes with the first token after it
+            self.lazy_initialization(key_states, value_states)
+            self.keys = self.larger_keys = key_states
+            self.values = self.larger_values = value_states
+            return self.keys, self.values
+        done = self.keys.shape[-2]
+        now = done + key_states.shape[-2]
+        if now > self.larger_keys.shape[-2]:
+            every = torch.arange(len(key_states))
+            self.larger_keys = _with_room([self.keys], key_states.dtype, every)
+            self.larger_values = _with_room([self.values], value_states.dtype, every)
+        self.larger_keys[: len(key_states), :, done:now] = key_states
+        self.larger_values[: len(value_states), :, done:now] = value_states
+        return self._fill(len(key_states), now)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows, in this order; only those that change their place are copied."""
+        rows, tokens = len(indices), self.get_seq_length()
+        moved = torch.nonzero(indices != torch.arange(rows))[:, 0]
+        for larger in (self.larger_keys, self.larger_values):
+            larger[moved, :, :tokens] = larger[indices[moved], :, :tokens]
+        self._fill(rows, tokens)
+
+    def _fill(self, rows: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self.keys, self.values = self.larger_keys[:rows, :, :tokens], self.larger_values[:rows, :, :tokens]
+        return self.keys, self.values
+
+
+def roomy_cache(config: PretrainedConfig) -> DynamicCache:
+    """An empty cache whose plain layers keep room; those with a sliding window are transformers' own."""
+    cache = DynamicCache(config=config)
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def join(caches: Sequence[DynamicCache], rows: torch.Tensor, dtype: torch.dtype) -> DynamicCache:
+    """One cache of the rows of several, equally long; ``rows``: which of all their rows, in this order, also more than once;
+    ``dtype``: of what will be added."""
+    first = caches[0]
+    for layer, *others in zip(*(c.layers for c in caches), strict=True):
+        same = [layer, *others]
+        if isinstance(layer, RoomyLayer):
+            layer.larger_keys = _with_room([s.keys for s in same], dtype, rows)
+            layer.larger_values = _with_room([s.values for s in same], dtype, rows)
+            layer._fill(len(rows), layer.get_seq_length())
+        else:
+            layer.keys, layer.values = torch.cat([s.keys for s in same])[rows], torch.cat([s.values for s in same])[rows]
+    return first
+
+
+def _with_room(parts: Sequence[torch.Tensor], dtype: torch.dtype, rows: torch.Tensor) -> torch.Tensor:
+    """``torch.cat(parts)[rows]`` with room, in a type that holds both (a prompt read in 16 bit goes on in 32)."""
+    _, heads, tokens, size = parts[0].shape
+    larger = parts[0].new_empty((len(rows), heads, tokens + STEP, size), dtype=torch.promote_types(parts[0].dtype, dtype))
+    start = 0
+    for part in parts:
+        here = torch.nonzero((rows >= start) & (rows < start + len(part)))[:, 0]
+        larger[here, :, :tokens] = part[rows[here] - start].to(larger.dtype)
+        start += len(part)
+    return larger
