@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: install quickstart test lint results check-results clean
+.PHONY: install quickstart test lint results check-results oracles clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,17 @@ results: install
 
 check-results: install
 	$(BIN)/python -m benchmarks.tables --check
+
+# what verl and TRL compute for the golden vectors of the tests, anew, in an environment of its own (3 GB)
+oracles: .venv-oracles/.installed
+	.venv-oracles/bin/python tests/golden/record.py verl --check
+	.venv-oracles/bin/python tests/golden/record.py trl --check
+
+.venv-oracles/.installed:
+	$(PYTHON) -m venv .venv-oracles
+	.venv-oracles/bin/pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	.venv-oracles/bin/pip install -q verl==0.9.1 trl==1.16.0 cachetools fastapi uvicorn "TransferQueue>=0.1.10" pyzmq msgspec
+	touch $@
 
 clean:
 	rm -rf runs build dist *.egg-info src/*.egg-info

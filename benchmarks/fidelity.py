@@ -17,10 +17,10 @@ from dreamgym.experience.fidelity import local_draws
 from dreamgym.experience.model import LocalExperienceModel
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.fidelity import fidelity_run
-from dreamgym.pipeline.grpo_run import GRPORun
 from dreamgym.pipeline.results import versions
+from dreamgym.pipeline.rl_run import RLRun
 from dreamgym.replay.buffer import ReplayBuffer
-from dreamgym.rl.grpo import GRPOConfig
+from dreamgym.rl.config import RLConfig
 
 
 def main(level: str) -> None:
@@ -29,8 +29,8 @@ def main(level: str) -> None:
     assert isinstance(model, LocalExperienceModel)
     total = GRPO[level]["iterations"]
     folder = WORK / f"{cell_path(level, 'grpo_dream', 0).stem}-thirds"
-    config = GRPOConfig(**GRPO[level], seed=0)
-    run = GRPORun(cell.warm(), config, cell.tasks, cell.adapter, folder, model, buffer, cell.counter)
+    config = RLConfig(**GRPO[level])
+    run = RLRun(cell.warm(), config, cell.tasks, cell.adapter, folder, model, buffer, cell.counter)
     marks = {total // 3: "third", 2 * total // 3: "two_thirds", total: "end"}
 
     def report(metrics: dict[str, float]) -> None:

@@ -41,17 +41,17 @@ from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.audit import audit_run
 from dreamgym.pipeline.config import Evaluation, Experience, Prompt, RunConfig, config_hash
-from dreamgym.pipeline.grpo_run import GRPORun
 from dreamgym.pipeline.learn import train_experience, warm_start
 from dreamgym.pipeline.logs import counts, successes, tasks_of
 from dreamgym.pipeline.play import play_real, seats_for
 from dreamgym.pipeline.results import AUDIT_KEYS, peak_rss_gib, versions
+from dreamgym.pipeline.rl_run import RLRun
 from dreamgym.pipeline.run import drop_torn_checkpoints
 from dreamgym.pipeline.stages import shipped, shipped_logs, shipped_steps
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.replay.contract import Replay
 from dreamgym.replay.enrichment import Enriched, Sure
-from dreamgym.rl.grpo import GRPOConfig
+from dreamgym.rl.config import RLConfig
 from dreamgym.rl.policy import Policy
 
 HERE = Path(__file__).parent
@@ -81,7 +81,18 @@ PLAYED = (
     "rl/rollout.py",
     "pipeline/play.py",
 )
-REINFORCED = (*PLAYED, "dream.py", "rl/grpo.py", "rl/objectives.py", "curriculum/*.py", "pipeline/grpo_run.py")
+REINFORCED = (
+    *PLAYED,
+    "dream.py",
+    "rl/advantages.py",
+    "rl/config.py",
+    "rl/credit.py",
+    "rl/critic.py",
+    "rl/losses.py",
+    "rl/trainer.py",
+    "curriculum/*.py",
+    "pipeline/rl_run.py",
+)
 TAUGHT = (
     "replay/__init__.py",
     "replay/contract.py",
@@ -383,8 +394,8 @@ class Cell:
         """GRPO in the dream or for real: policy, updates, seconds, experience model (frozen buffer of logs, own task excluded)."""
         dreaming = self.method.startswith("grpo_dream")
         model, buffer = self.experience() if dreaming else (None, None)
-        config = GRPOConfig(**GRPO[self.level], seed=self.seed)
-        run = GRPORun(
+        config = RLConfig(**GRPO[self.level])
+        run = RLRun(
             self.warm(),
             config,
             self.tasks,
@@ -393,6 +404,7 @@ class Cell:
             model,
             None if buffer is None else self.replay(buffer),
             self.counter,
+            self.seed,
         )
         policy = run.run(
             lambda m: console.print({k: round(v, 3) for k, v in m.items()}), self.adapter.tasks("probe", PROBE["games"]), PROBE["every"]

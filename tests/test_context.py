@@ -22,18 +22,13 @@ from dreamgym.lm.local import LocalLM
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer
 from dreamgym.pipeline.acting import actor
 from dreamgym.pipeline.config import load_config
-from dreamgym.pipeline.grpo_run import GRPORun
 from dreamgym.pipeline.learn import demonstration_trees, warm_start
 from dreamgym.pipeline.logs import tasks_of
 from dreamgym.pipeline.play import play_real, seats_for
-from dreamgym.pipeline.stages import grpo_config
+from dreamgym.pipeline.rl_run import RLRun
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.replay.enrichment import Enriched
 from dreamgym.rl.context import ChatContext, StateContext, Turn
-from dreamgym.rl.grpo import GRPOConfig, step_credit
-from dreamgym.rl.objectives import malformed_advantage
-from dreamgym.rl.policy import Sample
-from dreamgym.rl.rollout import Rollout
 from examples.own_environment import adapter
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -122,16 +117,6 @@ def test_a_warm_start_in_the_chat_form_is_learned_and_acts(lm, tmp_path):
     assert [list(s.prompt) for s in samples] == CHAT.prompts(warm, turns)
 
 
-def test_a_malformed_reply_costs_its_own_step_the_penalty_in_units_of_the_group():
-    assert malformed_advantage([1.0, 0.0, None], 0.1) == pytest.approx(0.2)
-    assert malformed_advantage([0.0, 0.0], 0.1) == pytest.approx(0.1)
-    assert malformed_advantage([None, None], 0.1) == pytest.approx(0.1)
-    samples = tuple(Sample((1,), (2,), (0.0,), t.action, well_formed=i != 1) for i, t in enumerate(EPISODE.transitions))
-    config = GRPOConfig(no_effect_penalty=None, negative=1.0)
-    assert step_credit(Rollout(EPISODE, samples), 0.5, config, 0.2) == pytest.approx([0.5, 0.3, 0.5])
-    assert step_credit(Rollout(EPISODE, samples), None, config, 0.2) == []
-
-
 def test_a_penalty_that_could_never_apply_is_refused():
     with pytest.raises(ConfigError, match=r"invalid_action_penalty needs policy.preset: paper"):
         load_config(None, ["rl.invalid_action_penalty=0.1"])
@@ -165,7 +150,7 @@ def test_the_paper_preset_trains_in_the_dream_and_is_judged_for_real(tmp_path):
     episodes = a_start(tmp_path, counter)
     settings = ["policy.preset=paper", "policy.tokens=32", "rl.invalid_action_penalty=0.1", "rl.no_effect_penalty=null", "rl.negative=1"]
     config = load_config(None, [*settings, "rl.iterations=2", "rl.tasks=3", "rl.group=3", "rl.learning_rate=1e-4"])
-    rl = GRPORun(tmp_path / "sft", grpo_config(config), tasks_of(episodes), adapter, tmp_path / "rl", VaultModel(), None, counter, CHAT)
+    rl = RLRun(tmp_path / "sft", config.rl, tasks_of(episodes), adapter, tmp_path / "rl", VaultModel(), None, counter, 0, CHAT, 32)
     before = counter.total
     policy = rl.run(lambda metrics: None)
     assert counter.total == before, "nothing real in the dream"
@@ -180,14 +165,14 @@ def test_the_paper_preset_trains_in_the_dream_and_is_judged_for_real(tmp_path):
 def test_a_run_killed_before_its_checkpoint_plays_the_iteration_again_and_the_buffer_is_the_same(tmp_path):
     torch.set_num_threads(1)
     episodes = a_start(tmp_path, RealSteps())
-    config = grpo_config(load_config(None, ["policy.preset=paper", "policy.tokens=32", "rl.iterations=3", "rl.tasks=3", "rl.group=2"]))
+    config = load_config(None, ["policy.preset=paper", "rl.iterations=3", "rl.tasks=3", "rl.group=2"]).rl
 
     def a_run(name):
         buffer = ReplayBuffer(tmp_path / name / "buffer")
         buffer.add(episodes, 0)
         replay = Enriched(buffer, capacity=60)
         folder = tmp_path / name / "rl"
-        return GRPORun(tmp_path / "sft", config, tasks_of(episodes), adapter, folder, VaultModel(), replay, RealSteps(), CHAT), buffer
+        return RLRun(tmp_path / "sft", config, tasks_of(episodes), adapter, folder, VaultModel(), replay, RealSteps(), 0, CHAT, 32), buffer
 
     def outcome(rl, buffer):
         rl.run(lambda metrics: None)

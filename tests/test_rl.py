@@ -1,20 +1,15 @@
-"""Laws of the objectives, the packing, the lockstep, the sampler and the buffer."""
+"""Laws of the packing, the lockstep and the sampler."""
 
 import asyncio
-import copy
 import random
-from statistics import fmean, pstdev
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dreamgym.core.env import Info, Step
 from dreamgym.core.errors import BatchError
 from dreamgym.core.lockstep import Lockstep
 from dreamgym.core.seeding import keyed_rng
-from dreamgym.core.types import Episode, StopReason, Task, Transition
+from dreamgym.core.types import Task
 from dreamgym.curriculum.sampler import VarianceSampler, group_value
 from dreamgym.pipeline.stats import paired_interval
 
@@ -24,77 +19,11 @@ from dreamgym.lm.local import LocalLM  # noqa: E402
 from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack  # noqa: E402
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
 from dreamgym.lm.words import add_whole_words  # noqa: E402
-from dreamgym.rl.grpo import GRPOConfig, GRPOTrainer, has_effect, policy_trees, step_credit  # noqa: E402
-from dreamgym.rl.objectives import clipped_loss, group_advantages, step_advantages  # noqa: E402
-from dreamgym.rl.policy import Policy, Sample  # noqa: E402
-from dreamgym.rl.rollout import Rollout, rollouts  # noqa: E402
-
-REWARDS = st.lists(st.one_of(st.none(), st.sampled_from([0.0, 1.0]), st.floats(0, 1)), min_size=1, max_size=12)
-
-
-@given(REWARDS)
-def test_advantages_are_centred_scaled_and_blind_to_invalid_members(rewards):
-    advantages = group_advantages(rewards)
-    assert [a is None for a in advantages] == [r is None for r in rewards]
-    valid = [a for a in advantages if a is not None]
-    assert group_advantages([r for r in rewards if r is not None]) == valid
-    if valid and any(valid):
-        assert fmean(valid) == pytest.approx(0, abs=1e-6)
-        assert pstdev(valid) == pytest.approx(1, abs=1e-6)
-
-
-@given(st.floats(-3, 3), st.lists(st.booleans(), max_size=8), st.floats(0, 1))
-def test_a_step_without_effect_has_no_part_in_a_win_and_all_of_a_failure(advantage, effective, penalty):
-    credit = step_advantages(advantage, effective, penalty, 1.0)
-    assert [c for c, e in zip(credit, effective, strict=True) if e] == [advantage] * sum(effective)
-    idle = [c for c, e in zip(credit, effective, strict=True) if not e]
-    assert all(c == (-penalty if advantage > 0 else advantage - penalty) for c in idle)
-    assert step_advantages(advantage, effective, None, 1.0) == [advantage] * len(effective), "plain GRPO"
-    assert step_advantages(advantage, effective, penalty, 0.1) == [c if c > 0 else c * 0.1 for c in credit]
-
-
-@pytest.mark.parametrize(("advantage", "penalty", "taught"), [
-    (1.0, 0.3, {(1,): 1.0, (2,): -0.3, (3,): 1.0}),
-    (-1.0, 0.3, {(1,): -1.0, (2,): -1.3, (3,): -1.0}),
-    (0.0, 0.3, {(2,): -0.3}),  # a group without variance
-    (0.0, None, {}),
-    (None, 0.3, {}),  # an invalid episode
-])
-def test_what_a_repeated_command_is_taught_in_an_episode(advantage, penalty, taught):
-    there, here = ("[room] key: table",), ("[room] key: hands",)
-    steps = (
-        Transition(state=there, action="take key", removed=there, added=here, reward=0.0, outcome="go"),
-        Transition(state=here, action="take key", reward=0.0, outcome="go"),
-        Transition(state=here, action="open door", reward=1.0, outcome="won"),
-    )
-    assert [has_effect(t) for t in steps] == [True, False, True]
-    episode = Episode(id="e", env="x", task=Task(id="t", instruction="", first_state=there), source="dream", behaviour="policy",
-                      transitions=steps, stop=StopReason.WON)  # fmt: skip
-    samples = tuple(Sample((7, 8), (n,), (-1.0,), t.action) for n, t in enumerate(steps, 1))
-    rollout, config = Rollout(episode, samples), GRPOConfig(no_effect_penalty=penalty, negative=1.0)
-    trees = policy_trees([(rollout, step_credit(rollout, advantage, config, 0.0))])
-    segments = [s for tree in trees for s in tree.segments]
-    assert {s.ids[-1:]: pytest.approx(s.advantage) for s in segments} == taught
-    assert [tree.prefix for tree in trees] == [(7,)] * bool(taught)
 
 
 def test_the_value_of_a_group_is_its_variance():
     assert group_value([1.0, 0.0, None]) == 0.25
     assert group_value([1.0, None]) is None
-
-
-def test_clipped_loss_equals_its_formula_and_its_gradient_stops_outside_the_clip():
-    old = torch.zeros(4)
-    logp = torch.tensor([0.0, 0.5, -0.5, 0.5], requires_grad=True)
-    advantage = torch.tensor([1.0, 1.0, -1.0, -1.0])
-    loss, clipped = clipped_loss(logp, old, advantage, 0.2)
-    assert loss.item() == pytest.approx(-(1 + 1.2 - 0.8 - float(np.exp(0.5))), abs=1e-5)
-    assert int(clipped) == 2
-    loss.backward()
-    assert logp.grad is not None
-    assert logp.grad[1] == 0
-    assert logp.grad[2] == 0
-    assert logp.grad[3] != 0
 
 
 @pytest.fixture(scope="module")
@@ -244,35 +173,6 @@ class OneLetter:
 
     async def close(self) -> None:
         pass
-
-
-def grpo_on_letters(lm: LocalLM, iterations: int) -> GRPOTrainer:
-    return GRPOTrainer(
-        lm,
-        GRPOConfig(iterations=iterations, group=16, learning_rate=2e-2, warmup=2, row_length=128),
-        lambda seats: rollouts(Policy(lm, 1.0), lambda seat, lockstep: OneLetter(), seats, "real", "letters"),
-    )
-
-
-def test_grpo_learns_and_resumes_exactly(lm, tmp_path):
-    tasks = [Task(id=f"t/{letter}", instruction=letter, first_state=()) for letter in "cdm"]
-    start = copy.deepcopy(lm)
-    trainer = grpo_on_letters(start, 16)
-    steps = []
-    for n in range(16):
-        if n == 12:
-            trainer.save(tmp_path)
-        trainer.iterate(tasks)
-        steps.append(trainer.optimizer.param_groups[0]["lr"])
-    rewards = [m["reward"] for m in trainer.progress.metrics]
-    assert fmean(rewards[-3:]) > fmean(rewards[:3]) + 0.3
-    assert steps == [pytest.approx(2e-2 * (1 - n / 16) * (0.5 if n == 0 else 1)) for n in range(16)], "warms up, then falls linearly"
-
-    again = grpo_on_letters(LocalLM.load(tmp_path), 16)
-    again.resume(tmp_path)
-    for _ in range(4):
-        again.iterate(tasks)
-    assert [m["reward"] for m in again.progress.metrics] == rewards
 
 
 def test_the_sampler_prefers_half_solved_tasks_and_resumes_exactly():

@@ -28,6 +28,10 @@ class BatchError(DreamgymError):
     """A batch function that many episodes share failed: no single episode's fault, so the run stops instead of dropping them."""
 
 
+class TrainingError(DreamgymError):
+    """Training cannot go on (a gradient that is not a number); what was saved before is kept."""
+
+
 class BudgetError(DreamgymError):
     """A budget is used up: of real environment steps, or of an annotator's tokens or dollars."""
 

@@ -22,6 +22,8 @@ class Segment:
     trained: int
     advantage: float = 0.0
     """Weight of the trained tokens in a policy loss; unused in supervised training."""
+    logprobs: tuple[float, ...] = ()
+    """Of the trained tokens when they were sampled; unused in supervised training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,8 @@ def pack(trees: Sequence[Tree], length: int) -> list[Row]:
 def collate(rows: Sequence[Row], pad: int = 0, policy: bool = False) -> dict[str, torch.Tensor]:
     """Tensors of a batch [B, T]: ``input_ids``, ``position_ids``, ``labels`` and ``attention_mask`` [B, 1, T, T] (added to scores).
 
-    With ``policy`` also ``advantages`` [B, T], for the tokens of each segment.
+    With ``policy`` also, for the trained tokens of each segment, [B, T]: its ``advantages``, their log-probabilities when they were
+    ``sampled``, their number (``lengths``); and the number of ``sequences`` [].
     """
     width = max(r.length for r in rows)
     ids = np.full((len(rows), width), pad, dtype=np.int64)
@@ -92,6 +95,8 @@ def collate(rows: Sequence[Row], pad: int = 0, policy: bool = False) -> dict[str
     tree_of = np.full((len(rows), width), -1, dtype=np.int32)
     part_of = np.zeros((len(rows), width), dtype=np.int32)
     advantages = np.zeros((len(rows), width), dtype=np.float32)
+    sampled = np.zeros((len(rows), width), dtype=np.float32)
+    lengths = np.zeros((len(rows), width), dtype=np.float32)
     for b, row in enumerate(rows):
         at = 0
         for k, tree in enumerate(row.trees):
@@ -109,6 +114,9 @@ def collate(rows: Sequence[Row], pad: int = 0, policy: bool = False) -> dict[str
                 labels[b, at + m - s.trained : at + m] = s.ids[m - s.trained :]
                 labels[b, at] = IGNORED
                 advantages[b, at : at + m] = s.advantage
+                lengths[b, at : at + m] = s.trained
+                if s.logprobs:
+                    sampled[b, at + m - s.trained : at + m] = s.logprobs
                 at += m
             tree_of[b, start:at] = k
     tree_t, part_t = torch.from_numpy(tree_of), torch.from_numpy(part_of)
@@ -122,5 +130,14 @@ def collate(rows: Sequence[Row], pad: int = 0, policy: bool = False) -> dict[str
         "position_ids": torch.from_numpy(positions),
         "labels": torch.from_numpy(labels),
         "attention_mask": mask,
-        **({"advantages": torch.from_numpy(advantages)} if policy else {}),
+        **(
+            {
+                "advantages": torch.from_numpy(advantages),
+                "sampled": torch.from_numpy(sampled),
+                "lengths": torch.from_numpy(lengths),
+                "sequences": torch.tensor(sum(len(tree.segments) for row in rows for tree in row.trees)),
+            }
+            if policy
+            else {}
+        ),
     }

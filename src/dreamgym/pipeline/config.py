@@ -18,6 +18,7 @@ from dreamgym.endpoint.config import EndpointConfig
 from dreamgym.experience.chat import EndpointReply
 from dreamgym.experience.teach import AnnotatorConfig
 from dreamgym.replay.rerank import RerankConfig
+from dreamgym.rl.config import RLConfig
 
 
 class Section(BaseModel):
@@ -205,23 +206,10 @@ class WarmStart(Section):
     fit: Optimisation = Optimisation(learning_rate=1e-3, epochs=20, rows=4)
 
 
-class Dreaming(Section):
-    """GRPO in the dream (see ``dreamgym.rl.grpo.GRPOConfig``)."""
+class Reinforcement(RLConfig):
+    """Policy learning: how (see ``dreamgym.rl.config.RLConfig``), where, and with which limits."""
 
     iterations: int = Field(12, ge=0)
-    tasks: int = Field(96, ge=1)
-    group: int = Field(4, ge=2)
-    learning_rate: float = Field(6e-4, gt=0)
-    clip: float = 0.2
-    no_effect_penalty: float | None = Field(0.3, ge=0)
-    """Of a step that changes nothing; null = plain GRPO."""
-    negative: float = Field(0.1, ge=0)
-    """Weight of negative advantages; 1 = plain GRPO."""
-    invalid_action_penalty: float = Field(0.0, ge=0)
-    """Off the return of a step whose reply was malformed; the paper's setting is 0.1. A reply of the preset ``tiny`` cannot be."""
-    passes: int = 2
-    row_length: int = Field(512, ge=64)
-    """Tokens of one packed row; a prompt and its action must fit."""
     environment: str = "dream"
     """``dream``, or ``real`` for the control arm (its steps are counted)."""
     real_budget: int | None = None
@@ -261,7 +249,7 @@ class RunConfig(Section):
     replay: Buffer = Buffer()
     policy: Acting = Acting()
     sft: WarmStart = WarmStart()
-    rl: Dreaming = Dreaming()
+    rl: Reinforcement = Reinforcement()
     evaluation: Evaluation = Evaluation()
     threads: int = Field(0, ge=0)
     """Threads of torch; 0 = all cores."""

@@ -23,15 +23,14 @@ from dreamgym.pipeline.audit import audit_run
 from dreamgym.pipeline.config import Optimisation, RunConfig
 from dreamgym.pipeline.fidelity import fidelity_run
 from dreamgym.pipeline.grounding import growing, logged
-from dreamgym.pipeline.grpo_run import GRPORun
 from dreamgym.pipeline.learn import train_base, train_experience, warm_start
 from dreamgym.pipeline.logs import counts, load_logs, successes, tasks_of
 from dreamgym.pipeline.play import play_real, seats_for, success_rate
 from dreamgym.pipeline.player import draws, experience_model, prompt_config, remote_costs, server
+from dreamgym.pipeline.rl_run import RLRun
 from dreamgym.pipeline.run import LOGS, Run, bar, console, drop_torn_checkpoints, fit_report
 from dreamgym.pipeline.user_logs import read_user_logs
 from dreamgym.replay.enrichment import Enriched
-from dreamgym.rl.grpo import GRPOConfig
 from dreamgym.rl.policy import Scripted
 
 ANNOTATED = "annotated.jsonl.xz"
@@ -237,7 +236,7 @@ def demonstrations(episodes: Sequence[Episode], limit: int | None) -> list[Episo
 
 
 def train_policy(run: Run) -> Summary:
-    """GRPO from the warm start, in the dream (0 real steps) or, as the control, in the real environment."""
+    """Policy learning from the warm start, in the dream (0 real steps) or, as the control, in the real environment."""
     dreaming = run.config.rl.environment == "dream"
     if not dreaming and run.config.rl.environment != "real":
         raise ConfigError(f"rl.environment: {run.config.rl.environment!r} is not known; use dream or real")
@@ -255,9 +254,22 @@ def _reinforce(run: Run, model: ExperienceModel | None, replay: Enriched | None)
     config, adapter, dreaming = run.config, load_adapter(run.config.env), model is not None
     counter = RealSteps(budget=config.rl.real_budget)
     tasks = tasks_of(load_logs([run.path(LOGS)]))
-    rl = GRPORun(run.path("sft"), grpo_config(config), tasks, adapter, run.path("policy_run"), model, replay, counter, context_of(config))
+    rl = RLRun(
+        run.path("sft"),
+        config.rl,
+        tasks,
+        adapter,
+        run.path("policy_run"),
+        model,
+        replay,
+        counter,
+        config.seed,
+        context_of(config),
+        config.policy.tokens,
+    )
+    name = "PPO" if config.rl.advantage == "gae" else "RLOO" if config.rl.advantage == "leave_one_out" else "GRPO"
     with bar() as progress:
-        task = progress.add_task("GRPO", total=config.rl.iterations, completed=rl.iteration)
+        task = progress.add_task(name, total=config.rl.iterations, completed=rl.iteration)
 
         def report(m: dict[str, float]) -> None:
             if m["identical_groups"] > 0.5 and m["reward"] < 0.9:
@@ -265,7 +277,7 @@ def _reinforce(run: Run, model: ExperienceModel | None, replay: Enriched | None)
                 alike = "all members acted alike and were answered alike: they teach nothing"
                 progress.console.print(f"  {share} {alike} (tasks too easy or too hard, or a warm start that is too sure)")
             where = "dream reward" if dreaming else "real reward"
-            progress.update(task, advance=1, description=f"GRPO {where} {m['reward']:.2f} invalid {m['invalid']:.2f}")
+            progress.update(task, advance=1, description=f"{name} {where} {m['reward']:.2f} invalid {m['invalid']:.2f}")
 
         probe = _panel(adapter, "probe", config.evaluation.probe_games) if config.rl.probe_every else ()
         lm = rl.run(report, probe, config.rl.probe_every, config.evaluation.temperature)
@@ -307,24 +319,6 @@ def check_audit(run: Run) -> None:
             f"{run.path('audit.json')}: {figures} below rl.audit_floor {floor:g}: a policy would learn what this dream gets wrong;"
             " train the experience model on more or better logs, or lower rl.audit_floor (0 = train anyway)"
         )
-
-
-def grpo_config(config: RunConfig) -> GRPOConfig:
-    r = config.rl
-    return GRPOConfig(
-        iterations=r.iterations,
-        tasks=r.tasks,
-        group=r.group,
-        learning_rate=r.learning_rate,
-        clip=r.clip,
-        no_effect_penalty=r.no_effect_penalty,
-        negative=r.negative,
-        passes=r.passes,
-        row_length=r.row_length,
-        invalid_action_penalty=r.invalid_action_penalty,
-        action_tokens=config.policy.tokens,
-        seed=config.seed,
-    )
 
 
 def evaluate(run: Run, arm: str) -> Summary:

@@ -51,9 +51,7 @@ class Scripted:
 class Policy:
     """The trained policy."""
 
-    def __init__(
-        self, lm: LocalLM, temperature: float, action_tokens: int = ACTION_TOKENS, context: Context = STATE_CONTEXT
-    ) -> None:
+    def __init__(self, lm: LocalLM, temperature: float, action_tokens: int = ACTION_TOKENS, context: Context = STATE_CONTEXT) -> None:
         self.lm = lm
         self.temperature = temperature
         self.action_tokens = action_tokens

@@ -1,4 +1,4 @@
-"""A whole GRPO run, in the dream or (the control) in the real environment: tasks, rollouts, updates, probes, checkpoints.
+"""A whole run of policy learning, in the dream or (the control) in the real environment: tasks, rollouts, updates, probes, checkpoints.
 
 Killed at any moment it goes on at the last finished iteration. The run directory's stage and the benchmark grid use it alike.
 """
@@ -20,28 +20,31 @@ from dreamgym.experience.model import ExperienceModel
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.play import play_dream, play_real, seats_for, success_rate
 from dreamgym.replay.contract import Replay
+from dreamgym.rl.config import RLConfig
 from dreamgym.rl.context import Context
-from dreamgym.rl.grpo import GRPOConfig, GRPOTrainer
-from dreamgym.rl.policy import STATE_CONTEXT, Policy
+from dreamgym.rl.policy import ACTION_TOKENS, STATE_CONTEXT, Policy
 from dreamgym.rl.rollout import Rollout, Seat
+from dreamgym.rl.trainer import Trainer
 
 
-class GRPORun:
-    """One GRPO run in the dream or (the control) in the real environment, checkpointed after every iteration."""
+class RLRun:
+    """One run in the dream or (the control) in the real environment, checkpointed after every iteration."""
 
     def __init__(
         self,
         start: str | Path,
-        config: GRPOConfig,
+        config: RLConfig,
         tasks: dict[str, Task],
         adapter: Adapter,
         folder: Path,
         model: ExperienceModel | None,
         replay: Replay | None,
         counter: RealSteps,
+        seed: int = 0,
         context: Context = STATE_CONTEXT,
+        action_tokens: int = ACTION_TOKENS,
     ) -> None:
-        self.context = context
+        self.seed, self.context, self.action_tokens = seed, context, action_tokens
         self.config, self.adapter, self.folder, self.counter = config, adapter, folder, counter
         self.model, self.replay = model, replay
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,9 +53,9 @@ class GRPORun:
             os.rename(fresh, checkpoint)
         resumed = checkpoint.exists()
         self.lm = LocalLM.load(checkpoint if resumed else start)
-        self.trainer = GRPOTrainer(self.lm, config, self._play)
+        self.trainer = Trainer(self.lm, config, self._play, start, seed, action_tokens)
         self.sheets = SheetBook(tasks.values())
-        self.sampler: TaskSampler = VarianceSampler(sorted(tasks), config.seed)
+        self.sampler: TaskSampler = VarianceSampler(sorted(tasks), seed)
         self.probe: list[dict[str, float]] = []
         held = self._resume(checkpoint) if resumed else None
         _cut(self.folder / "metrics.jsonl", self.iteration, "iteration")
@@ -108,7 +111,7 @@ class GRPORun:
         return LocalLM.load(policy)
 
     def _play(self, seats: Sequence[Seat]) -> list[Rollout]:
-        actor = Policy(self.lm, self.config.temperature, self.config.action_tokens, self.context)
+        actor = Policy(self.lm, self.config.temperature, self.action_tokens, self.context)
         if self.model is not None:
             played = play_dream(actor, self.model, self.adapter.cap, seats)
             if self.replay is not None:
@@ -123,8 +126,8 @@ class GRPORun:
 
     def _probe(self, tasks: Sequence[Task], temperature: float) -> float:
         """Real success on the probe panel; the best so far is kept as the run's policy."""
-        actor = Policy(self.lm, temperature, self.config.action_tokens, self.context)
-        rate = success_rate(play_real(actor, self.adapter, seats_for(tasks, self.config.seed), self.counter, "probe", "probe"))
+        actor = Policy(self.lm, temperature, self.action_tokens, self.context)
+        rate = success_rate(play_real(actor, self.adapter, seats_for(tasks, self.seed), self.counter, "probe", "probe"))
         if not self.probe or rate >= max(p["success"] for p in self.probe):
             self.lm.save(self.folder / "policy")
         self.probe.append({"iteration": float(self.iteration), "success": rate})

@@ -1,0 +1,92 @@
+"""Everything that decides how a policy learns from its rollouts; no torch, so that a configuration can be read without it.
+
+The defaults are GRPO as the shipped experiments use it. Others, by their keys:
+
+- GRPO as published (arXiv 2402.03300): ``std: sample, loss: sequence, no_effect_penalty: null, negative: 1``
+- Dr. GRPO (arXiv 2503.20783): ``std: none, loss: fixed``
+- DAPO's clipping and averaging (arXiv 2503.14476): ``clip_high: 0.28, loss: token``
+- RLOO (arXiv 2402.14740): ``advantage: leave_one_out``
+- PPO (arXiv 1707.06347; DreamGym Eq. 2): ``advantage: gae``
+"""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Std = Literal["population", "sample", "none"]
+"""What a group's advantages are divided by: the deviation over n, over n - 1 (as verl and TRL do), or nothing (Dr. GRPO)."""
+
+
+class RLConfig(BaseModel):
+    """One run of policy learning."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    iterations: int = Field(30, ge=0)
+    tasks: int = Field(96, ge=1)
+    """Tasks of one iteration."""
+    group: int = Field(4, ge=1)
+    """Members per task."""
+    learning_rate: float = Field(6e-4, gt=0)
+    """Its peak: it rises over ``warmup`` iterations, because Adam's first steps are as long as any and a warm start is easily
+    knocked into loops, and falls linearly to 0 over all, because a constant one lets entropy grow without end (docs/results.md)."""
+    warmup: int = Field(2, ge=0)
+    temperature: float = Field(1.0, gt=0)
+
+    advantage: Literal["group", "leave_one_out", "gae"] = "group"
+    """Against what a return is held: its group (GRPO), the others of its group (RLOO), or a critic (PPO)."""
+    std: Std = "population"
+    credit: Literal["episode", "anchors", "shared", "turns"] = "episode"
+    """How an episode's advantage reaches its steps: whole; with that of each step among equal states (GiGPO); averaged where members
+    took the same step (after SALT); in proportion to each turn's discounted reward to go (UserRL)."""
+    anchor_weight: float = Field(1.0, gt=0)
+    """Of the advantage among equal states, beside the episode's (GiGPO's w)."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount of later rewards, for ``gae``, ``anchors`` and ``turns`` (GiGPO 0.95, UserRL 0.8)."""
+    gae_lambda: float = Field(1.0, ge=0, le=1)
+    no_effect_penalty: float | None = Field(0.3, ge=0)
+    """Of a step that changes nothing and does not end the episode (``advantages.shaped``); null = none."""
+    negative: float = Field(0.1, ge=0)
+    """Weight of negative advantages. Pushing an action down leaves open what rises instead: with weight 1, steps of this length
+    undo a warm start within a few iterations (docs/results.md). 1 = as published."""
+    invalid_action_penalty: float = Field(0.0, ge=0)
+    """Off the return of a step whose reply was malformed; the paper's setting is 0.1."""
+
+    clip: float = Field(0.2, gt=0)
+    clip_high: float | None = Field(None, gt=0)
+    """Upper clip where it differs (DAPO 0.28)."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Ratio beyond which a negative advantage pushes no further (verl: 3)."""
+    loss: Literal["token", "sequence", "fixed"] = "token"
+    """Average over all tokens of an update; over sequences, each over its tokens (GRPO as published); or over sequences of a fixed
+    length, ``action_tokens`` (Dr. GRPO)."""
+    kl: float = Field(0.0, ge=0)
+    """Weight of the divergence from the warm start."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Schulman's: -log r (unbiased), its half square, r - 1 - log r (as verl's ``low_var_kl``)."""
+    entropy: float = Field(0.0, ge=0)
+    """Weight of an entropy bonus."""
+    importance_cap: float | None = Field(None, gt=0)
+    """Weigh tokens by the trainer's probability over the sampler's, at most this (truncated importance sampling); null = do not."""
+
+    passes: int = Field(2, ge=1)
+    """Passes over an iteration's samples; each pass is at most ``updates`` optimiser steps (fewer where few rows have an advantage)."""
+    updates: int = Field(8, ge=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    row_length: int = Field(512, ge=64)
+    """Tokens of one packed row; a prompt and its action must fit."""
+    rows: int = Field(8, ge=1)
+    """Rows of one forward pass."""
+
+    critic_learning_rate: float = Field(1e-3, gt=0)
+    """Of the value head and its backbone, for ``gae``."""
+    critic_passes: int = Field(2, ge=1)
+    value_clip: float = Field(0.5, gt=0)
+    """How far a value may move in one iteration (PPO's value clipping)."""
+
+    @model_validator(mode="after")
+    def _no_idle_key(self) -> Self:
+        if self.advantage == "gae" and self.credit != "episode":
+            raise ValueError(f"credit: {self.credit} shares out an episode's advantage; with advantage: gae each step has its own")
+        if self.advantage != "gae" and self.group < 2:
+            raise ValueError(f"group: {self.group} leaves nothing to compare a return with; use 2 or more, or advantage: gae")
+        return self

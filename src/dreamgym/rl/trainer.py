@@ -1,0 +1,233 @@
+"""Policy learning on step-wise samples, GRPO or PPO, in any environment: dream, real or code.
+
+One iteration: every task is played by a group of members; invalid episodes leave; each step gets an advantage (``credit``), by
+comparison in its group or by a critic; the policy descends the clipped surrogate on its own tokens (``losses``), the critic its
+square error. Everything that decides is in the checkpoint, written after each iteration: kill it, run it again.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from dreamgym.core.errors import TrainingError
+from dreamgym.core.types import Task, Transition
+from dreamgym.lm.local import LocalLM
+from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack
+from dreamgym.rl.advantages import divisor
+from dreamgym.rl.config import RLConfig
+from dreamgym.rl.credit import critic_credit, episode_return, has_effect, step_credit
+from dreamgym.rl.critic import Critic
+from dreamgym.rl.losses import average, clipped_surrogate, divergence, entropy, importance
+from dreamgym.rl.policy import ACTION_TOKENS
+from dreamgym.rl.rollout import Rollout, Seat
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with it."""
+
+    iteration: int = 0
+    metrics: list[dict[str, float]] = field(default_factory=list)
+
+
+Play = Callable[[Sequence[Seat]], list[Rollout]]
+Batch = dict[str, torch.Tensor]
+
+
+class Trainer:
+    """Trains ``lm`` in place. ``play`` rolls the current policy out; ``start``: the warm start, from which a critic begins and the
+    divergence is measured."""
+
+    def __init__(
+        self, lm: LocalLM, config: RLConfig, play: Play, start: str | Path, seed: int = 0, action_tokens: int = ACTION_TOKENS
+    ) -> None:
+        self.lm = lm
+        self.config = config
+        self.play = play
+        self.seed = seed
+        self.action_tokens = action_tokens
+        self.optimizer = torch.optim.AdamW(lm.model.parameters(), lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
+        self.critic = Critic(start, config, lm.pad) if config.advantage == "gae" else None
+        self.reference = LocalLM.load(start) if config.kl else None
+        self.progress = Progress()
+
+    def iterate(self, tasks: Sequence[Task]) -> tuple[list[Rollout], dict[str, list[float | None]], dict[str, float]]:
+        """One iteration on ``tasks``: the rollouts, the rewards of each group, and the metrics. Raises ``TrainingError``."""
+        c, n = self.config, self.progress.iteration
+        start = time.perf_counter()
+        seats = [Seat(task, member, self.seed, n) for task in tasks for member in range(c.group)]
+        rollouts = self.play(seats)
+        rolled = time.perf_counter()
+        groups: dict[str, list[float | None]] = {t.id: [] for t in tasks}
+        for r in rollouts:
+            groups[r.episode.task.id].append(episode_return(r))
+        credit, learned = (step_credit(rollouts, c), {}) if self.critic is None else self._criticised(self.critic, rollouts)
+        update = self._update(policy_trees(list(zip(rollouts, credit, strict=True)))) | learned
+        done = time.perf_counter()
+        metrics = {
+            "iteration": float(n),
+            **observed(rollouts, groups),
+            "rollout_s": rolled - start,
+            "update_s": done - rolled,
+            **update,
+        }
+        self.progress.iteration += 1
+        self.progress.metrics.append(metrics)
+        return rollouts, groups, metrics
+
+    def _criticised(self, critic: Critic, rollouts: Sequence[Rollout]) -> tuple[list[list[float]], dict[str, float]]:
+        """Advantages by the critic, which then learns from the same episodes."""
+        values = critic.values([s.prompt for r in rollouts for s in r.samples])
+        left = iter(values)
+        by_rollout = [[next(left) for _ in r.samples] for r in rollouts]
+        credit, targets = critic_credit(rollouts, by_rollout, self.config)
+        learned = [
+            (s.prompt, v, t)
+            for r, row, aims in zip(rollouts, by_rollout, targets, strict=True)
+            for s, v, t in zip(r.samples if aims else (), row if aims else (), aims, strict=True)
+        ]
+        told = critic.fit([p for p, _, _ in learned], [v for _, v, _ in learned], [t for _, _, t in learned], self.config.updates)
+        return credit, told
+
+    def _update(self, trees: list[Tree]) -> dict[str, float]:
+        c = self.config
+        rows = pack(trees, c.row_length)
+        if not rows:
+            return {"clipped": 0.0, "grad_norm": 0.0, "updates": 0.0}
+        batches = [collate(rows[i : i + c.rows], self.lm.pad, policy=True) for i in range(0, len(rows), c.rows)]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.lm.model.eval()
+        with torch.no_grad():
+            old = [self._logp(self.lm, b) for b in batches]
+            reference = [self._logp(self.reference, b) for b in batches] if self.reference else []
+        sampled = [_of_policy(b, "sampled") for b in batches]
+        total = sum(len(o) for o in old)
+        share = max(1, -(-len(batches) // c.updates))
+        clipped, norms, diverged, spread = 0, [], 0.0, 0.0
+        for _ in range(c.passes):
+            for first in range(0, len(batches), share):
+                part = range(first, min(first + share, len(batches)))
+                tokens = sum(len(old[i]) for i in part)
+                sequences = sum(int(batches[i]["sequences"]) for i in part)
+                for i in part:
+                    logits, logp = self._told(self.lm, batches[i])
+                    advantages = _of_policy(batches[i], "advantages")
+                    per_token, cut = clipped_surrogate(logp, old[i], advantages, c.clip, c.clip_high, c.dual_clip)
+                    if c.importance_cap is not None:
+                        per_token = per_token * importance(old[i], sampled[i], c.importance_cap)
+                    if self.reference:
+                        apart = divergence(logp, reference[i], c.kl_estimator)
+                        per_token = per_token + c.kl * apart
+                        diverged += float(apart.detach().sum())
+                    if c.entropy:
+                        open_ = entropy(logits)
+                        per_token = per_token - c.entropy * open_
+                        spread += float(open_.detach().sum())
+                    lengths = _of_policy(batches[i], "lengths")
+                    whole = tokens if c.loss == "token" else sequences
+                    average(per_token, lengths, whole, c.loss, self.action_tokens).backward()
+                    clipped += int(cut.sum())
+                norms.append(float(torch.nn.utils.clip_grad_norm_(self.lm.model.parameters(), c.max_grad_norm)))
+                if not math.isfinite(norms[-1]):
+                    raise TrainingError(
+                        f"iteration {self.progress.iteration}: the gradient is {norms[-1]}; the checkpoint before it is kept."
+                        " Lower rl.learning_rate or rl.kl, or look at the episodes of the last iterations"
+                    )
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+        apart_sampled = torch.cat(old) - torch.cat(sampled)
+        return {
+            "clipped": clipped / (total * c.passes),
+            "grad_norm": sum(norms) / len(norms),
+            "updates": float(len(norms)),
+            "policy_tokens": float(total),
+            "sampler_gap": float(apart_sampled.abs().mean()),
+            **({"kl": diverged / (total * c.passes)} if self.reference else {}),
+            **({"entropy": spread / (total * c.passes)} if c.entropy else {}),
+        }
+
+    def learning_rate(self) -> float:
+        """Of the current iteration."""
+        c, n = self.config, self.progress.iteration
+        return c.learning_rate * min(1.0, (n + 1) / max(c.warmup, 1)) * (1 - n / c.iterations)
+
+    def _logp(self, lm: LocalLM, batch: Batch) -> torch.Tensor:
+        """Log-probabilities of the policy tokens of a batch at the sampling temperature, [N]."""
+        return self._told(lm, batch)[1]
+
+    def _told(self, lm: LocalLM, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits by temperature [N, V] and log-probabilities [N] of the policy tokens of a batch."""
+        labels = batch["labels"][:, 1:]
+        where = labels != IGNORED
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = lm.model.model(
+                input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"], use_cache=False
+            ).last_hidden_state
+            logits = lm.model.lm_head(hidden[:, :-1][where])
+        logits = logits.float() / self.config.temperature
+        return logits, torch.log_softmax(logits, -1).gather(1, labels[where][:, None])[:, 0]
+
+    def save(self, folder: Path) -> None:
+        """Policy, critic, optimisers and counters; the caller renames the folder into place."""
+        self.lm.save(folder)
+        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        if self.critic is not None:
+            self.critic.save(folder / "critic")
+        (folder / "progress.json").write_text(json.dumps({"iteration": self.progress.iteration, "metrics": self.progress.metrics}))
+
+    def resume(self, folder: Path) -> None:
+        """Optimiser and counters of a checkpoint (the caller has loaded the policy from the same folder)."""
+        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        if self.critic is not None:
+            self.critic = Critic(folder / "critic", self.config, self.lm.pad)
+        data = json.loads((folder / "progress.json").read_text())
+        self.progress = Progress(data["iteration"], data["metrics"])
+
+
+def _of_policy(batch: Batch, name: str) -> torch.Tensor:
+    """What a batch says of each policy token, [N]."""
+    return batch[name][:, 1:][batch["labels"][:, 1:] != IGNORED]
+
+
+def observed(rollouts: Sequence[Rollout], groups: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
+    """What an iteration's episodes look like."""
+    valid = [r for r in rollouts if r.episode.valid]
+    tokens = [lp for r in rollouts for s in r.samples for lp in s.logprobs]
+    taken = [t for r in valid for t in r.episode.transitions]
+    returns = {name: [r for r in rewards if r is not None] for name, rewards in groups.items()}
+    return {
+        "episodes": float(len(rollouts)),
+        "reward": sum(episode_return(r) or 0.0 for r in valid) / max(len(valid), 1),
+        "invalid": 1 - len(valid) / len(rollouts),
+        "zero_variance_groups": sum(divisor(r) == 0 for r in returns.values()) / len(returns),
+        "steps": sum(len(r.samples) for r in rollouts) / len(rollouts),
+        "identical_groups": identical_groups(rollouts),
+        "malformed": sum(not s.well_formed for r in valid for s in r.samples) / max(len(taken), 1),
+        "no_effect": sum(not has_effect(t) for t in taken) / max(len(taken), 1),
+        "transitions": float(sum(len(r.samples) for r in rollouts)),
+        "surprisal": -sum(tokens) / max(len(tokens), 1),
+    }
+
+
+def identical_groups(rollouts: Sequence[Rollout]) -> float:
+    """Share of groups whose members all acted alike and were answered alike: there is nothing to compare in them."""
+    groups: dict[str, set[tuple[Transition, ...]]] = {}
+    for r in rollouts:
+        groups.setdefault(r.episode.task.id, set()).add(r.episode.transitions)
+    return sum(len(ways) == 1 for ways in groups.values()) / max(len(groups), 1)
+
+
+def policy_trees(rollouts: Sequence[tuple[Rollout, Sequence[float]]]) -> list[Tree]:
+    """Samples that have a non-zero advantage, those with the same prompt sharing it. Advantages: one per step, none where invalid."""
+    by_prompt: dict[tuple[int, ...], list[Segment]] = {}
+    for rollout, advantages in rollouts:
+        for s, a in zip(rollout.samples if advantages else (), advantages, strict=True):
+            if a:
+                by_prompt.setdefault(s.prompt[:-1], []).append(Segment((s.prompt[-1], *s.ids), len(s.ids), a, s.logprobs))
+    return [Tree(prefix, tuple(segments)) for prefix, segments in by_prompt.items()]

@@ -1,0 +1,138 @@
+"""The trainer, GRPO and PPO: it learns, goes on exactly where it was, and stops by name where it cannot."""
+
+import copy
+import random
+from statistics import fmean
+
+import pytest
+
+from dreamgym.core.env import Step
+from dreamgym.core.errors import TrainingError
+from dreamgym.core.types import Task
+from dreamgym.rl.config import RLConfig
+
+torch = pytest.importorskip("torch", reason="needs the extra [train]")
+
+from dreamgym.lm.local import LocalLM  # noqa: E402
+from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
+from dreamgym.rl.critic import Critic  # noqa: E402
+from dreamgym.rl.policy import Policy  # noqa: E402
+from dreamgym.rl.rollout import rollouts  # noqa: E402
+from dreamgym.rl.trainer import Trainer  # noqa: E402
+
+TASKS = [Task(id=f"t/{letter}", instruction=letter, first_state=()) for letter in "cdm"]
+ALGORITHMS = {
+    "grpo": {},
+    "dr_grpo": {"std": "none", "loss": "fixed"},
+    "rloo": {"advantage": "leave_one_out", "loss": "sequence", "clip_high": 0.28},
+    "gigpo": {"credit": "anchors", "gamma": 0.95},
+    "ppo": {"advantage": "gae", "gae_lambda": 0.95, "critic_learning_rate": 1e-2},
+    "bounded": {"kl": 0.01, "entropy": 0.001, "importance_cap": 2.0, "dual_clip": 3.0},
+}
+
+
+class TwoLetters:
+    """Won by an action that holds the instruction's letter, the second time."""
+
+    async def reset(self, task, seed):
+        self.letter, self.seen, self.steps = task.instruction, 0, 0
+        return "[room] mat: here", {"instruction": task.instruction}
+
+    async def step(self, action):
+        self.steps += 1
+        self.seen += self.letter in action
+        won = self.seen == 2
+        return Step("[room] dog: here" if self.seen else "[room] mat: here", float(won), won, not won and self.steps == 4, {})
+
+    async def close(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    words = ["the", "cat", "sat", "on", "@do", "mat", "dog", "ran", "to", "@go", "carrot"]
+    rng = random.Random(0)
+    tokenizer = train_tokenizer([" " + " ".join(rng.choices(words, k=12)) for _ in range(400)], 300)
+    folder = tmp_path_factory.mktemp("start")
+    LocalLM(tiny_llama(len(tokenizer), 0, width=32, layers=2), tokenizer).save(folder)
+    return folder
+
+
+def a_trainer(start, keys, iterations=14, lm=None):
+    lm = lm or LocalLM.load(start)
+    config = RLConfig(**{"iterations": iterations, "group": 16, "learning_rate": 2e-2, "row_length": 128} | keys)
+
+    def play(seats):
+        return rollouts(Policy(lm, 1.0), lambda seat, lockstep: TwoLetters(), seats, "real", "letters")
+
+    return Trainer(lm, config, play, start)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_it_learns_and_resumes_exactly(start, tmp_path, name):
+    torch.set_num_threads(1)
+    trainer = a_trainer(start, ALGORITHMS[name])
+    rates = []
+    for n in range(14):
+        if n == 11:
+            trainer.save(tmp_path)
+        trainer.iterate(TASKS)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    metrics = trainer.progress.metrics
+    rewards = [m["reward"] for m in metrics]
+    assert fmean(rewards[-3:]) > fmean(rewards[:3]) + 0.3
+    assert rates == [pytest.approx(2e-2 * (1 - n / 14) * (0.5 if n == 0 else 1)) for n in range(14)], "warms up, then falls linearly"
+    assert all(m["sampler_gap"] < 0.05 for m in metrics), "the trainer sees the probabilities that were sampled from"
+    if name == "ppo":
+        assert metrics[0]["explained"] == pytest.approx(0, abs=1e-6), "a critic begins at 0 everywhere"
+        assert max(m["explained"] for m in metrics) > 0.2
+    if name == "bounded":
+        assert metrics[0]["kl"] < max(m["kl"] for m in metrics)
+        assert all(m["entropy"] > 0 for m in metrics)
+
+    again = a_trainer(start, ALGORITHMS[name], lm=LocalLM.load(tmp_path))
+    again.resume(tmp_path)
+    for _ in range(3):
+        again.iterate(TASKS)
+    timeless = [{k: v for k, v in m.items() if not k.endswith("_s")} for m in again.progress.metrics]
+    assert timeless == [{k: v for k, v in m.items() if not k.endswith("_s")} for m in metrics]
+    for a, b in zip(again.lm.model.parameters(), trainer.lm.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_divergence_holds_the_policy_to_its_start(start):
+    moved = {}
+    for weight in (0.0, 5.0):
+        trainer = a_trainer(start, {"kl": weight} if weight else {}, iterations=6)
+        before = copy.deepcopy(trainer.lm.model)
+        for _ in range(6):
+            trainer.iterate(TASKS)
+        ids = torch.arange(3, 40)[None]
+        with torch.no_grad():
+            apart = torch.softmax(trainer.lm.model(ids).logits, -1) - torch.softmax(before(ids).logits, -1)
+        moved[weight] = float(apart.abs().sum())
+    assert moved[5.0] < moved[0.0] / 2
+
+
+def test_a_gradient_that_is_not_a_number_ends_by_name_and_changes_nothing(start):
+    trainer = a_trainer(start, {})
+    trainer.iterate(TASKS)
+    with torch.no_grad():
+        kept = [p.clone() for p in trainer.lm.model.parameters()]
+    trainer.lm.model.lm_head.register_full_backward_hook(lambda module, into, out: (into[0] * float("nan"),))
+    with pytest.raises(TrainingError, match="iteration 1: the gradient is nan"):
+        trainer.iterate(TASKS)
+    assert all(torch.equal(a, b) for a, b in zip(kept, trainer.lm.model.parameters(), strict=True))
+    assert trainer.progress.iteration == 1
+
+
+def test_a_critic_reads_each_prompt_alone(start):
+    critic = Critic(start, RLConfig(advantage="gae", row_length=64, rows=1), 0)
+    assert critic.values([(3, 4, 5), (6,)]) == [0.0, 0.0]
+    torch.manual_seed(0)
+    torch.nn.init.normal_(critic.model.score.weight)
+    prompts = [tuple(range(3, 3 + n)) for n in (2, 30, 7, 2, 40, 9)]
+    together = critic.values(prompts)
+    assert together == pytest.approx([critic.values([p])[0] for p in prompts], abs=0.03)
+    assert together[0] == together[3]
+    assert len(set(together)) == 5
