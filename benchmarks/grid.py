@@ -89,6 +89,7 @@ REINFORCED = (
     "rl/credit.py",
     "rl/critic.py",
     "rl/losses.py",
+    "rl/monitors.py",
     "rl/trainer.py",
     "curriculum/*.py",
     "pipeline/rl_run.py",

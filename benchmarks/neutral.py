@@ -3,9 +3,9 @@
     python -m benchmarks.neutral REV      # the code of a git revision against the working tree; twenty minutes of one core
 
 A cell's name holds a hash of the modules that decide it, so that an edit of them makes the grid start anew. This command plays a
-small form of every kind of cell on both levels (models trained for some steps; then, with the full-size models of
-``benchmarks/work``, GRPO, evaluation and audit, each ablation of the experience model too), once with the code of REV and once with
-the working tree, and compares all that comes out: weights byte by byte, records key by key, times left out (an edit may add keys).
+small form of every kind of cell on both levels (models trained for some steps; then, with models of ``benchmarks/work`` that were
+trained to the end, GRPO, evaluation and audit, each ablation of the experience model too), once with the code of REV and once with the
+working tree, and compares all that comes out: weights byte by byte, records key by key, times left out (an edit may add keys).
 Where all is equal, the new hashes go into ``results/same_code.json``, through which the grid finds the cells made before the edit;
 otherwise it names the files and ends with 1.
 """
@@ -28,6 +28,8 @@ TIMES = ("wall_s", "shared_wall_s", "rollout_s", "update_s", "peak_rss_gib", "co
 """Keys whose values may differ: how long it took, and which code it was."""
 LOGGED = 12_000
 """Steps of the logs in the small form."""
+MODELS = {"experience": "full", "sft": "s0"}
+"""What is played with: of this level and kind where ``benchmarks/work`` has one, else of another variant, else of the other level."""
 METHODS = ("sft", "grpo_real", "grpo_dream", "grpo_dream+no_reasoning", "grpo_dream+no_retrieval", "grpo_dream+no_sheet")
 
 
@@ -38,7 +40,7 @@ def small_form(level: str, out: Path) -> None:
     import benchmarks.grid as grid
 
     torch.set_num_threads(1)
-    models = {kind: newest(f"{level}-{kind}*") for kind in ("experience-full", "sft-s0")}
+    models = {f"{kind}-{name}": newest(f"{level}-{kind}-{name}*", f"{level}-{kind}-*", f"*-{kind}-*") for kind, name in MODELS.items()}
     grid.WORK, grid.CELLS = out / "trained", out / "cells"
     grid.TEST_GAMES, grid.PROBE, grid.GRPO = 6, {"every": 2, "games": 4}, {level: {"iterations": 2, "tasks": 12, "group": 3}}
     grid.SFT = {level: {**grid.SFT[level], "epochs": 0.5}}
@@ -64,11 +66,13 @@ def small_form(level: str, out: Path) -> None:
     (out / "code.json").write_text(json.dumps({kind: own(level, kind) for kind in grid.DECIDES}))
 
 
-def newest(pattern: str) -> Path:
-    found = sorted((p.parent for p in (HERE / "work").glob(f"{pattern}/config.json")), key=lambda p: p.stat().st_mtime)
-    if not found:
-        sys.exit(f"error: benchmarks/work has no {pattern}; fix: python -m benchmarks.grid LEVEL grpo_dream 0")
-    return found[-1]
+def newest(*patterns: str) -> Path:
+    """The newest model that the first pattern names, or else the next: both trees play with the same one."""
+    for pattern in patterns:
+        found = sorted((p.parent for p in (HERE / "work").glob(f"{pattern}/config.json")), key=lambda p: p.stat().st_mtime)
+        if found:
+            return found[-1]
+    sys.exit(f"error: benchmarks/work has no {' or '.join(patterns)}; fix: python -m benchmarks.grid LEVEL grpo_dream 0")
 
 
 def copy_of(model: Path, out: Path) -> Callable[..., None]:

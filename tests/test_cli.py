@@ -34,6 +34,8 @@ SMALL = [
     "evaluation.audit_games=6",
     "evaluation.probe_games=4",
     "rl.probe_every=2",
+    "s2r.iterations=8",
+    "s2r.tasks=3",
 ]
 
 
@@ -299,6 +301,30 @@ def test_the_whole_way_on_a_users_own_environment_killed_and_resumed(tmp_path):
     assert json.loads((run / "results.json").read_text())["after"] == results["after"]
     assert "before" in done.stdout
     assert "after" in done.stdout
+    learns_on_in_the_real_environment(run)
+
+
+def learns_on_in_the_real_environment(run):
+    """S2R within a budget; a raised one lets it go on where it stood."""
+    spent = []
+    for budget in (150, 900):
+        done = dreamgym("train", "--stages", "dream,real", "--run", str(run), *SMALL, "rl.audit_floor=0", f"s2r.real_budget={budget}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = json.loads((run / "stages" / "sim-to-real.json").read_text())
+        assert found["ended"] in ("budget", "iterations")
+        assert 0 < found["rl_real_steps"] <= budget
+        assert (found["ended"] == "budget") == (f"budget of {budget} real steps is used up" in done.stdout)
+        spent.append((found["ended"], found["iterations"], found["rl_real_steps"]))
+    assert spent[0][0] == "budget"
+    assert spent[1][1] > spent[0][1]
+    assert spent[1][2] > spent[0][2]
+    assert "sim-to-real: done before" in dreamgym("train", "--stages", "dream,real", "--run", str(run)).stdout
+    assert dreamgym("eval", "--run", str(run)).returncode == 0
+    assert dreamgym("report", "--run", str(run)).returncode == 0
+    s2r = json.loads((run / "results.json").read_text())["s2r"]
+    assert s2r["real_steps"]["rl"] == spent[1][2]
+    assert 0 <= s2r["after"][0] <= 1
+    assert "learning on in the real environment" in (run / "report.html").read_text()
 
 
 def holds_what_was_logged_and_dreamed(run):

@@ -118,7 +118,7 @@ def test_a_warm_start_in_the_chat_form_is_learned_and_acts(lm, tmp_path):
 
 
 def test_a_penalty_that_could_never_apply_is_refused():
-    with pytest.raises(ConfigError, match=r"invalid_action_penalty needs policy.preset: paper"):
+    with pytest.raises(ConfigError, match=r"invalid_action_penalty .* needs policy.preset: paper"):
         load_config(None, ["rl.invalid_action_penalty=0.1"])
     assert load_config(None, ["rl.invalid_action_penalty=0.1", "policy.preset=paper"]).rl.invalid_action_penalty == 0.1
 

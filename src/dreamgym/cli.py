@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dreamgym import buffer_cli
-from dreamgym.core.errors import DreamgymError, MissingExtraError
+from dreamgym.core.errors import ConfigError, DreamgymError, MissingExtraError
 from dreamgym.pipeline.config import load_config
 from dreamgym.pipeline.run import Run, console
 
@@ -44,12 +44,17 @@ def _open(folder: Path, config: Path | None, overrides: list[str] | None) -> Run
 
 
 def _stages(run: Run, *names: str) -> None:
-    from dreamgym.pipeline.stages import STAGES, audit_is_old
+    from dreamgym.pipeline.reinforce import may_go_on
+    from dreamgym.pipeline.stages import AFTER, STAGES, audit_is_old
 
     for name in names:
         if name == "audit" and audit_is_old(run):
             run.forget(name)
-        run.stage(name, lambda name=name: STAGES[name](run))  # type: ignore[misc]
+        if may_go_on(run, name):
+            later = {"train": ("eval-policy", "audit", "sim-to-real", "eval-s2r"), "sim-to-real": ("eval-s2r",)}[name]
+            for gone in (name, *later):
+                run.forget(gone)
+        run.stage(name, lambda name=name: {**STAGES, **AFTER}[name](run))  # type: ignore[misc]
 
 
 @app.command()
@@ -70,18 +75,24 @@ def train_experience(overrides: Overrides = None, run: RunFolder = DEFAULT, conf
     _stages(_open(run, config, overrides), "collect", "annotate", "base", "train-experience")
 
 
+Phases = Annotated[str, typer.Option("--stages", help="dream, or dream,real: then learn on in the real environment within s2r.real_budget")]
+
+
 @app.command()
-def train(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None) -> None:
-    """Warm-start the policy on demonstrations, then GRPO in the dream (or, rl.environment=real, the control)."""
-    _stages(_open(run, config, overrides), "collect", "annotate", "base", "train-experience", "warm-start", "train")
+def train(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None, phases: Phases = "dream") -> None:
+    """Warm-start the policy on demonstrations, then GRPO or PPO in the dream (or, rl.environment=real, the control)."""
+    if phases not in ("dream", "dream,real"):
+        raise ConfigError(f"--stages {phases}: use dream or dream,real")
+    after = ("sim-to-real",) if phases == "dream,real" else ()
+    _stages(_open(run, config, overrides), "collect", "annotate", "base", "train-experience", "warm-start", "train", *after)
 
 
 @app.command("eval")
 def evaluate(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None) -> None:
-    """Real success of the policy before and after, on the panel of the configuration."""
+    """Real success of the policy before, after the dream and (where it learned on there) after the real environment."""
     opened = _open(run, config, overrides)
     _need(opened, "train")
-    _stages(opened, "eval-sft", "eval-policy")
+    _stages(opened, "eval-sft", "eval-policy", *(("eval-s2r",) if opened.done("sim-to-real") else ()))
 
 
 Long = Annotated[bool, typer.Option("--long", help="also calibration, depth, total variation, rank correlation (fidelity.json)")]

@@ -207,17 +207,40 @@ class WarmStart(Section):
 
 
 class Reinforcement(RLConfig):
-    """Policy learning: how (see ``dreamgym.rl.config.RLConfig``), where, and with which limits."""
+    """Policy learning: how (``dreamgym.rl.config.RLConfig``), and its limits."""
+
+    real_budget: int | None = Field(None, ge=1)
+    """Hard stop for real steps, probes included; None = no limit."""
+    probe_every: int = Field(0, ge=0)
+    """Iterations between checks on the probe panel, by which the checkpoint is chosen; 0 = keep the last."""
+    patience: int = Field(0, ge=0)
+    """End after that many probes without a better one; 0 = never."""
+
+    @model_validator(mode="after")
+    def _patience_probes(self) -> "Reinforcement":
+        if self.patience and not self.probe_every:
+            raise ValueError("patience needs probe_every: without probes nothing is seen to get better")
+        return self
+
+
+class Dreaming(Reinforcement):
+    """Policy learning in the dream."""
 
     iterations: int = Field(12, ge=0)
     environment: str = "dream"
     """``dream``, or ``real`` for the control arm (its steps are counted)."""
-    real_budget: int | None = None
-    """Hard stop for real steps in RL; None = no limit."""
     audit_floor: float = Field(0.8, ge=0, le=1)
     """Training in the dream is refused where an audit found success precision or next-state macro below this; 0 = never."""
-    probe_every: int = Field(0, ge=0)
-    """Iterations between checks on the probe panel, by which the checkpoint is chosen; 0 = keep the last."""
+
+
+class SimToReal(Reinforcement):
+    """Policy learning in the real environment after the dream (``dreamgym train --stages dream,real``)."""
+
+    iterations: int = Field(20, ge=0)
+    tasks: int = Field(24, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    real_budget: int | None = Field(5000, ge=1)
+    """The paper's."""
 
 
 class Evaluation(Section):
@@ -249,15 +272,16 @@ class RunConfig(Section):
     replay: Buffer = Buffer()
     policy: Acting = Acting()
     sft: WarmStart = WarmStart()
-    rl: Reinforcement = Reinforcement()
+    rl: Dreaming = Dreaming()
+    s2r: SimToReal = SimToReal()
     evaluation: Evaluation = Evaluation()
     threads: int = Field(0, ge=0)
     """Threads of torch; 0 = all cores."""
 
     @model_validator(mode="after")
     def _no_idle_key(self) -> "RunConfig":
-        if self.policy.preset == "tiny" and self.rl.invalid_action_penalty:
-            raise ValueError("rl.invalid_action_penalty needs policy.preset: paper; a reply of the preset tiny cannot be malformed")
+        if self.policy.preset == "tiny" and (self.rl.invalid_action_penalty or self.s2r.invalid_action_penalty):
+            raise ValueError("invalid_action_penalty (rl, s2r) needs policy.preset: paper; a reply of the preset tiny cannot be malformed")
         if self.replay.admit and self.replay.admit.surprise and (self.experience.endpoint or self.experience.pretrained):
             raise ValueError("replay.admit.surprise needs a local experience model; a chat model does not say how sure it is")
         if self.experience.prompt.k == 0 and self.replay != Buffer():

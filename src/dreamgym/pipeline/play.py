@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 
 from dreamgym.core.env import RealSteps
+from dreamgym.core.errors import ConfigError
 from dreamgym.core.lockstep import Lockstep
-from dreamgym.core.types import Task
+from dreamgym.core.types import Panel, Task
 from dreamgym.dream import ENV as DREAM
 from dreamgym.dream import DreamEnv
 from dreamgym.envs.adapter import Adapter
@@ -18,12 +19,15 @@ LIVE = 64
 """Real episodes played at once: each holds a live environment."""
 
 
-def play_real(actor: Actor, adapter: Adapter, seats: Sequence[Seat], counter: RealSteps, purpose: str, behaviour: str) -> list[Rollout]:
+def play_real(
+    actor: Actor, adapter: Adapter, seats: Sequence[Seat], counter: RealSteps, purpose: str, behaviour: str, longest: int | None = None
+) -> list[Rollout]:
     """Episodes in the real environment; every step goes to ``counter`` under ``purpose``."""
     counter.purpose = purpose
     played: list[Rollout] = []
     for i in range(0, len(seats), LIVE):
-        played += rollouts(actor, lambda seat, _: adapter.env(counter), seats[i : i + LIVE], "real", adapter.name, behaviour)
+        part = seats[i : i + LIVE]
+        played += rollouts(actor, lambda seat, _: adapter.env(counter), part, "real", adapter.name, behaviour, longest=longest)
     return played
 
 
@@ -46,6 +50,14 @@ def play_dream(actor: Actor, model: ExperienceModel, cap: int, seats: Sequence[S
 
 def seats_for(tasks: Sequence[Task], seed: int, members: int = 1) -> list[Seat]:
     return [Seat(t, m, seed) for t in tasks for m in range(members)]
+
+
+def panel_tasks(adapter: Adapter, panel: Panel, limit: int) -> list[Task]:
+    """Tasks of an evaluation panel. Raises ``ConfigError`` where the environment has none there."""
+    tasks = adapter.tasks(panel, limit)
+    if not tasks:
+        raise ConfigError(f"{adapter.name} has no tasks in the panel {panel}; give it some")
+    return tasks
 
 
 def success_rate(played: Sequence[Rollout]) -> float:

@@ -58,8 +58,9 @@ def headline(results: Mapping[str, object]) -> str:
 def write_results(run: Run) -> dict[str, object]:
     """``results.json`` of a run: the keys of a level in the benchmark's ``slice.json``, for one seed and the run's own config.
 
-    ``before`` and ``after`` are this run's warm start and trained policy, wherever it was trained. One run trains one arm;
-    other arms and ablations, which the benchmark grid trains, are empty here.
+    ``before`` and ``after`` are this run's warm start and trained policy, wherever it was trained; ``s2r``: after learning on in the
+    real environment, empty where it did not. One run trains one arm; other arms and ablations, which the benchmark grid trains, are
+    empty here.
     """
     panel = run.config.evaluation.panel
     before = list(read_episodes(run.path(f"eval-sft-{panel}.jsonl")))
@@ -69,6 +70,15 @@ def write_results(run: Run) -> dict[str, object]:
     stages = {p.stem: read_json(p)["wall_s"] for p in sorted(run.path("stages").glob("*.json"))}
     policies = audit["policies"]
     assert isinstance(policies, dict)
+    s2r: dict[str, object] = {}
+    if run.done("eval-s2r"):
+        learned = list(read_episodes(run.path(f"eval-s2r-{panel}.jsonl")))
+        spent = run.summary("sim-to-real")
+        s2r = {
+            "after": [run.summary("eval-s2r")["real_success"]],
+            "real_steps": {"rl": spent["rl_real_steps"], "probe": spent["probe_real_steps"]},
+            "paired_interval": paired_interval([successes_by_task(learned)], [successes_by_task(after)], ("s2r", "after")),
+        }
     results: dict[str, object] = {
         "seeds": [run.config.seed],
         "n_test": len(after),
@@ -87,6 +97,7 @@ def write_results(run: Run) -> dict[str, object]:
         },
         "paired_interval": paired_interval([successes_by_task(after)], [successes_by_task(before)], ("after", "before")),
         "audit": {k: audit[k] for k in AUDIT_KEYS},
+        "s2r": s2r,
         "ablations": {},
         "wall_s": stages,
         "peak_rss_gib": round(peak_rss_gib(), 2),

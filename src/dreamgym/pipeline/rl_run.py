@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dreamgym.core.env import RealSteps
-from dreamgym.core.errors import DataError
+from dreamgym.core.errors import BudgetError, DataError
 from dreamgym.core.files import episode_line, write_atomic
 from dreamgym.core.types import Episode, Task
 from dreamgym.curriculum.sampler import TaskSampler, VarianceSampler
@@ -22,6 +22,7 @@ from dreamgym.pipeline.play import play_dream, play_real, seats_for, success_rat
 from dreamgym.replay.contract import Replay
 from dreamgym.rl.config import RLConfig
 from dreamgym.rl.context import Context
+from dreamgym.rl.monitors import alarms
 from dreamgym.rl.policy import ACTION_TOKENS, STATE_CONTEXT, Policy
 from dreamgym.rl.rollout import Rollout, Seat
 from dreamgym.rl.trainer import Trainer
@@ -57,6 +58,8 @@ class RLRun:
         self.sheets = SheetBook(tasks.values())
         self.sampler: TaskSampler = VarianceSampler(sorted(tasks), seed)
         self.probe: list[dict[str, float]] = []
+        self.ended = ""
+        """Why ``run`` came to its end: ``iterations``, ``budget``, ``patience`` or ``alarm``."""
         held = self._resume(checkpoint) if resumed else None
         _cut(self.folder / "metrics.jsonl", self.iteration, "iteration")
         _cut(self.folder / "episodes.jsonl", self.iteration, "policy_version")
@@ -73,51 +76,103 @@ class RLRun:
         return self.trainer.progress.iteration
 
     def run(
-        self, report: Callable[[dict[str, float]], None], probe: Sequence[Task] = (), every: int = 0, temperature: float = 0.4
+        self,
+        report: Callable[[dict[str, float]], None],
+        probe: Sequence[Task] = (),
+        every: int = 0,
+        temperature: float = 0.4,
+        patience: int = 0,
     ) -> LocalLM:
         """Iterate to the end; with ``probe`` the checkpoint with the best real probe success is returned, else the last.
 
-        Every ``every`` iterations the policy, sampled at ``temperature``, plays the tasks of ``probe`` for real (counted).
+        Every ``every`` iterations the policy, sampled at ``temperature``, plays the tasks of ``probe`` for real (counted). It also ends
+        (``ended``) when the real budget bears no further iteration, after ``patience`` probes (0 = any number) without a better one, or
+        at an alarm (``config.watch``).
         """
         policy = self.folder / "policy"
+        self.ended = "iterations"
         while self.iteration < self.config.iterations:
-            if self.model is not None and self.replay is not None:
-                self.model.use(self.replay.snapshot())
-            tasks = [self.sheets.tasks[t] for t in self.sampler.next(self.config.tasks)]
-            before = self._spent()
-            played, groups, metrics = self.trainer.iterate(tasks)
-            metrics |= {name: float(n - before[name]) for name, n in self._spent().items()}
-            for name, rewards in groups.items():
-                self.sampler.observe(name, rewards)
-            episodes = [r.episode for r in played]
-            if self.model is not None:
-                self.sheets.learn(episodes)
-                if self.replay is not None:
-                    self.replay.add(episodes, self.iteration)
-            metrics |= self.sampler.metrics() | (self.replay.metrics() if self.replay is not None else {}) | {
-                "invented": float(self.sheets.invented),
-                "conflicts": float(self.sheets.conflicts),
-                "real_steps": float(self.counter.total),
-            }
-            if probe and every and self.iteration % every == 0:
-                metrics["probe_real_success"] = self._probe(probe, temperature)
-            with open(self.folder / "metrics.jsonl", "a") as f:
-                f.write(json.dumps(metrics) + "\n")
-            self._dump(episodes)
-            self._save()
-            report(metrics)
+            if patience and self._probes_since_best() >= patience:
+                self.ended = "patience"
+                break
+            try:
+                if not self._iterate(report, probe, every, temperature):
+                    self.ended = "budget"
+                    break
+                if self.config.watch.stop and alarms(self.trainer.progress.metrics, self.config.watch):
+                    self.ended = "alarm"
+                    break
+            except BudgetError:  # in the middle of an iteration: what it used is counted, what it played is not learned from
+                self._save()
+                self.ended = "budget"
+                break
         if not self.probe:
             self.lm.save(policy)
         return LocalLM.load(policy)
 
+    def _iterate(self, report: Callable[[dict[str, float]], None], probe: Sequence[Task], every: int, temperature: float) -> bool:
+        """One iteration and its checkpoint; False where the real budget bears none, or no further one."""
+        n = self._affordable()
+        if not n:
+            return False
+        if self.model is not None and self.replay is not None:
+            self.model.use(self.replay.snapshot())
+        tasks = [self.sheets.tasks[t] for t in self.sampler.next(n)]
+        before, affords = self._spent(), True
+        played, groups, metrics = self.trainer.iterate(tasks)
+        metrics |= {name: float(n - before[name]) for name, n in self._spent().items()}
+        for name, rewards in groups.items():
+            self.sampler.observe(name, rewards)
+        episodes = [r.episode for r in played]
+        if self.model is not None:
+            self.sheets.learn(episodes)
+            if self.replay is not None:
+                self.replay.add(episodes, self.iteration)
+        metrics |= (
+            self.sampler.metrics()
+            | (self.replay.metrics() if self.replay is not None else {})
+            | {
+                "invented": float(self.sheets.invented),
+                "conflicts": float(self.sheets.conflicts),
+                "real_steps": float(self.counter.total),
+            }
+        )
+        if probe and every and self.iteration % every == 0:
+            try:
+                metrics["probe_real_success"] = self._probe(probe, temperature)
+                if self.model is not None:
+                    metrics["dream_gap"] = metrics["reward"] - metrics["probe_real_success"]
+            except BudgetError:  # what was learned stays
+                affords = False
+        with open(self.folder / "metrics.jsonl", "a") as f:
+            f.write(json.dumps(metrics) + "\n")
+        self._dump(episodes)
+        self._save()
+        report(metrics)
+        return affords
+
+    def _affordable(self) -> int:
+        """Tasks of the next iteration: fewer where the real budget bears no more, at a tenth more steps than episodes had last."""
+        if self.model is not None or self.counter.budget is None:
+            return self.config.tasks
+        metrics = self.trainer.progress.metrics
+        steps = metrics[-1]["steps"] * 1.1 if metrics else self.config.longest(0, self.adapter.cap)
+        left = self.counter.budget - self.counter.total
+        return min(self.config.tasks, int(left / (self.config.group * max(steps, 1.0))))
+
+    def _probes_since_best(self) -> int:
+        rates = [p["success"] for p in self.probe]
+        return len(rates) - 1 - rates.index(max(rates)) if rates else 0
+
     def _play(self, seats: Sequence[Seat]) -> list[Rollout]:
         actor = Policy(self.lm, self.config.temperature, self.action_tokens, self.context)
+        longest = self.config.longest(self.iteration, self.adapter.cap)
         if self.model is not None:
-            played = play_dream(actor, self.model, self.adapter.cap, seats)
+            played = play_dream(actor, self.model, longest, seats)
             if self.replay is not None:
                 self.replay.prepare([r.episode for r in played])
             return played
-        return play_real(actor, self.adapter, seats, self.counter, "rl", "policy")
+        return play_real(actor, self.adapter, seats, self.counter, "rl", "policy", longest)
 
     def _spent(self) -> dict[str, int]:
         """Tokens and calls of this process so far, per component."""

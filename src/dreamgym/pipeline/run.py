@@ -75,7 +75,7 @@ class Run:
 def _decisive(config: RunConfig) -> dict[str, object]:
     """What may not change in a run. The rest is how a stopped one goes on: a raised budget, a lowered floor, another server."""
     data = config.model_dump(mode="json")
-    data["rl"]["real_budget"] = data["rl"]["audit_floor"] = None
+    data["rl"]["real_budget"] = data["rl"]["audit_floor"] = data["s2r"]["real_budget"] = None
     data["evaluation"]["judge"] = None
     if config.replay.embeddings:
         data["replay"]["embeddings"]["base_url"] = None

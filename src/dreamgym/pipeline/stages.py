@@ -1,6 +1,6 @@
 """The stages of a run, each usable alone, each reading and writing plain files in the run directory.
 
-collect -> annotate -> base -> train_experience -> warm_start -> train -> evaluate -> audit -> (report)
+collect -> annotate -> base -> train_experience -> warm_start -> train (-> sim_to_real) -> evaluate -> audit -> (report)
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +10,9 @@ from pathlib import Path
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import ConfigError, DataError
 from dreamgym.core.files import read_episodes, read_json, write_episodes, write_json
-from dreamgym.core.types import Episode, Panel, StopReason, Task
+from dreamgym.core.types import Episode, Panel, StopReason
 from dreamgym.envs.adapter import Adapter, load_adapter
 from dreamgym.experience.annotate import GenericTeacher, annotate
-from dreamgym.experience.model import ExperienceModel
 from dreamgym.experience.teach import ANNOTATIONS, estimate, summary, teach
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
@@ -22,15 +21,14 @@ from dreamgym.pipeline.attack import attack_run
 from dreamgym.pipeline.audit import audit_run
 from dreamgym.pipeline.config import Optimisation, RunConfig
 from dreamgym.pipeline.fidelity import fidelity_run
-from dreamgym.pipeline.grounding import growing, logged
+from dreamgym.pipeline.grounding import logged
 from dreamgym.pipeline.learn import train_base, train_experience, warm_start
 from dreamgym.pipeline.logs import counts, load_logs, successes, tasks_of
-from dreamgym.pipeline.play import play_real, seats_for, success_rate
-from dreamgym.pipeline.player import draws, experience_model, prompt_config, remote_costs, server
-from dreamgym.pipeline.rl_run import RLRun
+from dreamgym.pipeline.play import panel_tasks, play_real, seats_for, success_rate
+from dreamgym.pipeline.player import draws, experience_model, prompt_config, server
+from dreamgym.pipeline.reinforce import sim_to_real, train_policy
 from dreamgym.pipeline.run import LOGS, Run, bar, console, drop_torn_checkpoints, fit_report
 from dreamgym.pipeline.user_logs import read_user_logs
-from dreamgym.replay.enrichment import Enriched
 from dreamgym.rl.policy import Scripted
 
 ANNOTATED = "annotated.jsonl.xz"
@@ -235,98 +233,12 @@ def demonstrations(episodes: Sequence[Episode], limit: int | None) -> list[Episo
     return won
 
 
-def train_policy(run: Run) -> Summary:
-    """Policy learning from the warm start, in the dream (0 real steps) or, as the control, in the real environment."""
-    dreaming = run.config.rl.environment == "dream"
-    if not dreaming and run.config.rl.environment != "real":
-        raise ConfigError(f"rl.environment: {run.config.rl.environment!r} is not known; use dream or real")
-    if dreaming:
-        check_audit(run)
-    model, replay = _dream(run) if dreaming else (None, None)
-    try:
-        return _reinforce(run, model, replay)
-    finally:
-        if replay is not None:
-            replay.buffer.close()
-
-
-def _reinforce(run: Run, model: ExperienceModel | None, replay: Enriched | None) -> Summary:
-    config, adapter, dreaming = run.config, load_adapter(run.config.env), model is not None
-    counter = RealSteps(budget=config.rl.real_budget)
-    tasks = tasks_of(load_logs([run.path(LOGS)]))
-    rl = RLRun(
-        run.path("sft"),
-        config.rl,
-        tasks,
-        adapter,
-        run.path("policy_run"),
-        model,
-        replay,
-        counter,
-        config.seed,
-        context_of(config),
-        config.policy.tokens,
-    )
-    name = "PPO" if config.rl.advantage == "gae" else "RLOO" if config.rl.advantage == "leave_one_out" else "GRPO"
-    with bar() as progress:
-        task = progress.add_task(name, total=config.rl.iterations, completed=rl.iteration)
-
-        def report(m: dict[str, float]) -> None:
-            if m["identical_groups"] > 0.5 and m["reward"] < 0.9:
-                share = f"[yellow]iteration {m['iteration']:.0f}: in {m['identical_groups']:.0%} of the groups[/yellow]"
-                alike = "all members acted alike and were answered alike: they teach nothing"
-                progress.console.print(f"  {share} {alike} (tasks too easy or too hard, or a warm start that is too sure)")
-            where = "dream reward" if dreaming else "real reward"
-            progress.update(task, advance=1, description=f"{name} {where} {m['reward']:.2f} invalid {m['invalid']:.2f}")
-
-        probe = _panel(adapter, "probe", config.evaluation.probe_games) if config.rl.probe_every else ()
-        lm = rl.run(report, probe, config.rl.probe_every, config.evaluation.temperature)
-    lm.save(run.path("policy"))
-    metrics = rl.trainer.progress.metrics
-    spent = {name: sum(m[name] for m in metrics) for name in (metrics[0] if metrics else ()) if "_tokens_" in name or "_calls" in name}
-    return {
-        "iterations": rl.iteration,
-        "transitions": sum(m["transitions"] for m in metrics),
-        "rl_real_steps": counter.counts.get("rl", 0),
-        "probe_real_steps": counter.counts.get("probe", 0),
-        "rollout_s": sum(m["rollout_s"] for m in metrics),
-        "update_s": sum(m["update_s"] for m in metrics),
-        **spent,
-        **(remote_costs(model, config.experience.endpoint, spent) if config.experience.endpoint else {}),
-    }
-
-
-def _dream(run: Run) -> tuple[ExperienceModel, Enriched | None]:
-    """Who plays the environment in training, and the buffer that grows by it (None where it does not)."""
-    replay = growing(run)
-    retrieval = replay.snapshot() if replay is not None else logged(run)
-    return experience_model(run, retrieval, tasks_seen=True), replay
-
-
-def check_audit(run: Run) -> None:
-    """Say how far the dream can be trusted before a policy trains in it. Raises ``ConfigError`` below ``rl.audit_floor``."""
-    if not run.done("audit"):
-        console.print(f"  [yellow]no audit yet[/yellow]: dreamgym audit --run {run.folder} says how far this dream can be trusted")
-        return
-    found, floor = read_json(run.path("audit.json")), run.config.rl.audit_floor
-    keys = ("success_precision", "success_recall", "next_state_macro", "invalid")
-    shown = {k: float(str(found[k])) for k in keys if found.get(k) is not None}
-    console.print("  audit: " + ", ".join(f"{k} {v:.3f}" for k, v in shown.items()))
-    low = {k: v for k, v in shown.items() if k in ("success_precision", "next_state_macro") and v < floor}
-    if low:
-        figures = ", ".join(f"{k} {v:.3f}" for k, v in low.items())
-        raise ConfigError(
-            f"{run.path('audit.json')}: {figures} below rl.audit_floor {floor:g}: a policy would learn what this dream gets wrong;"
-            " train the experience model on more or better logs, or lower rl.audit_floor (0 = train anyway)"
-        )
-
-
 def evaluate(run: Run, arm: str) -> Summary:
-    """Real success of ``sft`` (before) or ``policy`` (after) on the run's panel; every episode is kept."""
+    """Real success of ``sft`` (before), ``policy`` (after) or ``s2r`` (after it learned on for real); every episode is kept."""
     config, adapter = run.config, load_adapter(run.config.env)
     counter = RealSteps()
     panel = config.evaluation.panel
-    tasks = _panel(adapter, panel, config.evaluation.games)
+    tasks = panel_tasks(adapter, panel, config.evaluation.games)
     policy = actor(LocalLM.load(run.path(arm)), config)
     played = play_real(policy, adapter, seats_for(tasks, config.seed), counter, panel, arm)
     episodes = [r.episode for r in played]
@@ -338,13 +250,6 @@ def evaluate(run: Run, arm: str) -> Summary:
         "real_steps": counter.total,
         "mean_steps": sum(len(e.transitions) for e in episodes) / len(episodes),
     }
-
-
-def _panel(adapter: Adapter, panel: Panel, limit: int) -> list[Task]:
-    tasks = adapter.tasks(panel, limit)
-    if not tasks:
-        raise ConfigError(f"{adapter.name} has no tasks in the panel {panel}; give it some")
-    return tasks
 
 
 def audit_is_old(run: Run, stage: str = "audit", file: str = "audit.json") -> bool:
@@ -390,7 +295,7 @@ def attack(run: Run) -> Summary:
     files = [run.path(f"eval-{arm}-{config.evaluation.panel}.jsonl") for arm in ("policy", "sft")]
     won = [e for f in files if f.exists() for e in read_episodes(f) if e.stop == StopReason.WON]
     for name, explorer in adapter.explorers().items() if not won else ():
-        seats = seats_for(_panel(adapter, config.evaluation.panel, 30), config.seed)
+        seats = seats_for(panel_tasks(adapter, config.evaluation.panel, 30), config.seed)
         played = play_real(Scripted(explorer), adapter, seats, counter, "audit", name)
         won += [r.episode for r in played if r.episode.stop == StopReason.WON]
     if not won:
@@ -413,3 +318,5 @@ STAGES: dict[str, Callable[[Run], Summary]] = {
     "audit": audit,
 }
 """In the order in which they can run."""
+AFTER: dict[str, Callable[[Run], Summary]] = {"sim-to-real": sim_to_real, "eval-s2r": lambda run: evaluate(run, "s2r")}
+"""On request, after the others."""

@@ -58,18 +58,20 @@ def write_report(folder: Path) -> Path:
 
 @dataclass
 class Evaluation:
-    """Real episodes of one panel, before and after the dream."""
+    """Real episodes of one panel: before the dream, after it, and after learning on in the real environment."""
 
     panel: str
     before: list[Episode] = field(default_factory=list)
     after: list[Episode] = field(default_factory=list)
+    s2r: list[Episode] = field(default_factory=list)
 
     def view(self) -> Json:
         before, after = successes_by_task(self.before), successes_by_task(self.after)
         interval = paired_interval([after], [before], ("after", "before")) if before.keys() & after.keys() else None
         return {"panel": self.panel, "held_out": self.panel in ("test", "unseen"), "before": success(self.before),
-                "after": success(self.after), "n": sum(e.valid for e in self.after or self.before), "interval": interval,
-                "invalid": sum(not e.valid for e in self.before + self.after)}
+                "after": success(self.after), "s2r": success(self.s2r), "n": sum(e.valid for e in self.after or self.before),
+                "interval": interval,
+                "invalid": sum(not e.valid for e in self.before + self.after + self.s2r)}
 
 
 class RunFiles:
@@ -94,13 +96,13 @@ class RunFiles:
     def _evaluations(self) -> list[Evaluation]:
         """All panels that were played, that of the configuration first."""
         found: dict[str, Evaluation] = {}
-        for arm in ("sft", "policy"):
+        for arm, when in (("sft", "before"), ("policy", "after"), ("s2r", "s2r")):
             for path in sorted(self.folder.glob(f"eval-{arm}-*.jsonl")):
                 panel = path.stem.removeprefix(f"eval-{arm}-")
                 episodes = list(read_episodes(path))
                 if any(e.source != "real" for e in episodes):
                     raise DataError(f"{path}: holds a dreamed episode; only real ones are results, evaluate anew")
-                setattr(found.setdefault(panel, Evaluation(panel)), "before" if arm == "sft" else "after", episodes)
+                setattr(found.setdefault(panel, Evaluation(panel)), when, episodes)
         return sorted(found.values(), key=lambda e: (e.panel != self.config.evaluation.panel, e.panel))
 
     def _twins(self) -> list[tuple[Episode, Episode]]:
@@ -188,11 +190,13 @@ def budget(run: RunFiles, dreaming: bool) -> list[tuple[str, int | None, str]]:
 
     played: int | None = None
     for e in run.evaluations:
-        for stage, episodes in (("eval-sft", e.before), ("eval-policy", e.after)):
+        for stage, episodes in (("eval-sft", e.before), ("eval-policy", e.after), *([("eval-s2r", e.s2r)] if e.s2r else [])):
             counted = of(stage, "real_steps") if e.panel == run.config.evaluation.panel else None
             played = (played or 0) + (sum(len(x.transitions) for x in episodes) if counted is None else counted)
     return [("logs", of("collect", "real_steps"), "what both models learn from"),
             ("RL", of("train", "rl_real_steps"), "trains the policy" + (": in the dream only, no real step" if dreaming else "")),
+            *([("S2R", of("sim-to-real", "rl_real_steps"), "trains the policy after the dream"),
+               ("S2R probe", of("sim-to-real", "probe_real_steps"), "chooses its checkpoint")] if "sim-to-real" in run.stages else []),
             ("probe", of("train", "probe_real_steps"), "chooses the checkpoint; nothing is trained on it"),
             ("evaluation", played, "judges before and after; nothing is trained on it"),
             ("audit", int(number_of(run.audit, "real_steps_audit")) if run.audit else None, "judges the dream; nothing is trained on it")]

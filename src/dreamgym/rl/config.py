@@ -13,6 +13,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dreamgym.rl.monitors import Limits
+
 Std = Literal["population", "sample", "none"]
 """What a group's advantages are divided by: the deviation over n, over n - 1 (as verl and TRL do), or nothing (Dr. GRPO)."""
 
@@ -31,6 +33,11 @@ class RLConfig(BaseModel):
     knocked into loops, and falls linearly to 0 over all, because a constant one lets entropy grow without end (docs/results.md)."""
     warmup: int = Field(2, ge=0)
     temperature: float = Field(1.0, gt=0)
+    horizon: tuple[int, ...] = ()
+    """Longest episodes, in steps, one after the other (ScalingInter-RL, arXiv 2509.08755): short ones first keep a dream's errors from
+    adding up; empty = as long as the environment lets them be."""
+    horizon_every: int = Field(10, ge=1)
+    """Iterations of each horizon but the last, which stays."""
 
     advantage: Literal["group", "leave_one_out", "gae"] = "group"
     """Against what a return is held: its group (GRPO), the others of its group (RLOO), or a critic (PPO)."""
@@ -83,10 +90,21 @@ class RLConfig(BaseModel):
     value_clip: float = Field(0.5, gt=0)
     """How far a value may move in one iteration (PPO's value clipping)."""
 
+    watch: Limits = Limits()
+    """Signs of trouble that are told, or end the run."""
+
+    def longest(self, iteration: int, cap: int) -> int:
+        """Steps that an episode of this iteration may have in an environment that allows ``cap``."""
+        if not self.horizon:
+            return cap
+        return min(cap, self.horizon[min(iteration // self.horizon_every, len(self.horizon) - 1)])
+
     @model_validator(mode="after")
     def _no_idle_key(self) -> Self:
         if self.advantage == "gae" and self.credit != "episode":
             raise ValueError(f"credit: {self.credit} shares out an episode's advantage; with advantage: gae each step has its own")
+        if any(h < 1 for h in self.horizon) or list(self.horizon) != sorted(self.horizon):
+            raise ValueError(f"horizon: {list(self.horizon)} must grow and begin at 1 or more")
         if self.advantage != "gae" and self.group < 2:
             raise ValueError(f"group: {self.group} leaves nothing to compare a return with; use 2 or more, or advantage: gae")
         return self

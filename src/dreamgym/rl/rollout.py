@@ -47,17 +47,22 @@ def rollouts(
     env_name: str,
     behaviour: str = "policy",
     services: Mapping[str, BatchFunction] | None = None,
+    longest: int | None = None,
 ) -> list[Rollout]:
-    """Play all ``seats`` with ``policy``; results in their order. ``services``: further batch functions, by name."""
+    """Play all ``seats`` with ``policy``; results in their order.
+
+    ``services``: further batch functions, by name. ``longest``: steps after which an episode is over, where the environment has not
+    ended it before.
+    """
     lockstep = Lockstep({"policy": policy.act, **(services or {})})
 
     async def play(seat: Seat) -> Rollout:
-        return await _episode(seat, make_env(seat, lockstep), lockstep, source, env_name, behaviour)
+        return await _episode(seat, make_env(seat, lockstep), lockstep, source, env_name, behaviour, longest)
 
     return asyncio.run(lockstep.run([play(s) for s in seats]))
 
 
-async def _episode(seat: Seat, env: Env, lockstep: Lockstep, source: Source, env_name: str, behaviour: str) -> Rollout:
+async def _episode(seat: Seat, env: Env, lockstep: Lockstep, source: Source, env_name: str, behaviour: str, longest: int | None) -> Rollout:
     samples: list[Sample] = []
     steps: list[Transition] = []
     stop: StopReason | None = None
@@ -77,6 +82,8 @@ async def _episode(seat: Seat, env: Env, lockstep: Lockstep, source: Source, env
             stop = stop_of(answer)
             steps.append(transition_of(state, sample.action, answer, after))
             state = after
+            if stop is None and len(steps) == longest:
+                stop = StopReason.MAX_STEPS
     except DreamgymError:
         raise
     except (OSError, RuntimeError, ValueError):

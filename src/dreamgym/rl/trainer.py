@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import pstdev
 
 import torch
 
@@ -200,12 +201,15 @@ def observed(rollouts: Sequence[Rollout], groups: Mapping[str, Sequence[float | 
     valid = [r for r in rollouts if r.episode.valid]
     tokens = [lp for r in rollouts for s in r.samples for lp in s.logprobs]
     taken = [t for r in valid for t in r.episode.transitions]
+    said = [[(t.state, t.action) for t in r.episode.transitions] for r in valid]
     returns = {name: [r for r in rewards if r is not None] for name, rewards in groups.items()}
     return {
         "episodes": float(len(rollouts)),
         "reward": sum(episode_return(r) or 0.0 for r in valid) / max(len(valid), 1),
         "invalid": 1 - len(valid) / len(rollouts),
         "zero_variance_groups": sum(divisor(r) == 0 for r in returns.values()) / len(returns),
+        "reward_sd": pstdev([episode_return(r) or 0.0 for r in valid] or [0.0]),
+        "repeated": sum(len(pairs) - len(set(pairs)) for pairs in said) / max(len(taken), 1),
         "steps": sum(len(r.samples) for r in rollouts) / len(rollouts),
         "identical_groups": identical_groups(rollouts),
         "malformed": sum(not s.well_formed for r in valid for s in r.samples) / max(len(taken), 1),

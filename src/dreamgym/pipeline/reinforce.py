@@ -1,0 +1,121 @@
+"""The stages of policy learning: in the dream, in the real environment as the control, and in the real one after the dream (S2R)."""
+
+from dreamgym.core.env import RealSteps
+from dreamgym.core.errors import ConfigError
+from dreamgym.core.files import read_json
+from dreamgym.envs.adapter import load_adapter
+from dreamgym.experience.model import ExperienceModel
+from dreamgym.pipeline.acting import context_of
+from dreamgym.pipeline.config import Reinforcement
+from dreamgym.pipeline.grounding import growing, logged
+from dreamgym.pipeline.logs import load_logs, tasks_of
+from dreamgym.pipeline.play import panel_tasks
+from dreamgym.pipeline.player import experience_model, remote_costs
+from dreamgym.pipeline.rl_run import RLRun
+from dreamgym.pipeline.run import LOGS, Run, bar, console
+from dreamgym.replay.enrichment import Enriched
+from dreamgym.rl.monitors import alarms
+
+ALGORITHMS = {"group": "GRPO", "leave_one_out": "RLOO", "gae": "PPO"}
+
+
+def train_policy(run: Run) -> dict[str, object]:
+    """Policy learning from the warm start, in the dream (0 real steps) or, as the control, in the real environment."""
+    config = run.config
+    dreaming = config.rl.environment == "dream"
+    if not dreaming and config.rl.environment != "real":
+        raise ConfigError(f"rl.environment: {config.rl.environment!r} is not known; use dream or real")
+    if dreaming:
+        check_audit(run)
+    model, replay = _dream(run) if dreaming else (None, None)
+    try:
+        found = _reinforce(run, config.rl, ("sft", "policy_run", "policy"), model, replay)
+    finally:
+        if replay is not None:
+            replay.buffer.close()
+    if config.experience.endpoint:
+        found |= remote_costs(model, config.experience.endpoint, {k: v for k, v in found.items() if isinstance(v, float)})
+    return found
+
+
+def sim_to_real(run: Run) -> dict[str, object]:
+    """The dream's policy learns on in the real environment, under a hard budget of real transitions (S2R, arXiv 2511.03773 §4.4)."""
+    return _reinforce(run, run.config.s2r, ("policy", "s2r_run", "s2r"), None, None)
+
+
+def may_go_on(run: Run, stage: str) -> bool:
+    """Whether a finished stage of policy learning ended for want of a budget that has been raised since."""
+    if stage not in ("train", "sim-to-real") or not run.done(stage):
+        return False
+    found, now = run.summary(stage), (run.config.rl if stage == "train" else run.config.s2r).real_budget
+    return found["ended"] == "budget" and (now is None or now > int(str(found["real_budget"])))
+
+
+def _reinforce(
+    run: Run, how: Reinforcement, folders: tuple[str, str, str], model: ExperienceModel | None, replay: Enriched | None
+) -> dict[str, object]:
+    """One run of policy learning; ``folders``: where it starts, works, and leaves its policy."""
+    config, adapter = run.config, load_adapter(run.config.env)
+    start, work, policy = map(run.path, folders)
+    counter = RealSteps(budget=how.real_budget)
+    tasks = tasks_of(load_logs([run.path(LOGS)]))
+    rl = RLRun(start, how, tasks, adapter, work, model, replay, counter, config.seed, context_of(config), config.policy.tokens)
+    name = ALGORITHMS[how.advantage]
+    with bar() as progress:
+        task = progress.add_task(name, total=how.iterations, completed=rl.iteration)
+
+        def report(m: dict[str, float]) -> None:
+            if m["identical_groups"] > 0.5 and m["reward"] < 0.9:
+                share = f"[yellow]iteration {m['iteration']:.0f}: in {m['identical_groups']:.0%} of the groups[/yellow]"
+                alike = "all members acted alike and were answered alike: they teach nothing"
+                progress.console.print(f"  {share} {alike} (tasks too easy or too hard, or a warm start that is too sure)")
+            for text in alarms(rl.trainer.progress.metrics, how.watch):
+                progress.console.print(f"  [yellow]iteration {m['iteration']:.0f}:[/yellow] {text}")
+            where = "real reward" if model is None else "dream reward"
+            progress.update(task, advance=1, description=f"{name} {where} {m['reward']:.2f} invalid {m['invalid']:.2f}")
+
+        probe = panel_tasks(adapter, "probe", config.evaluation.probe_games) if how.probe_every else ()
+        lm = rl.run(report, probe, how.probe_every, config.evaluation.temperature, how.patience)
+    if rl.ended == "budget":
+        console.print(f"  the budget of {how.real_budget} real steps is used up ({counter.total}) after {rl.iteration} iterations")
+    if rl.ended == "alarm":
+        console.print(f"  ended after {rl.iteration} iterations: {'; '.join(alarms(rl.trainer.progress.metrics, how.watch))}")
+    lm.save(policy)
+    metrics = rl.trainer.progress.metrics
+    spent = {name: sum(m[name] for m in metrics) for name in (metrics[0] if metrics else ()) if "_tokens_" in name or "_calls" in name}
+    return {
+        "iterations": rl.iteration,
+        "ended": rl.ended,
+        "real_budget": how.real_budget,
+        "transitions": sum(m["transitions"] for m in metrics),
+        "rl_real_steps": counter.counts.get("rl", 0),
+        "probe_real_steps": counter.counts.get("probe", 0),
+        "rollout_s": sum(m["rollout_s"] for m in metrics),
+        "update_s": sum(m["update_s"] for m in metrics),
+        **spent,
+    }
+
+
+def _dream(run: Run) -> tuple[ExperienceModel, Enriched | None]:
+    """Who plays the environment in training, and the buffer that grows by it (None where it does not)."""
+    replay = growing(run)
+    retrieval = replay.snapshot() if replay is not None else logged(run)
+    return experience_model(run, retrieval, tasks_seen=True), replay
+
+
+def check_audit(run: Run) -> None:
+    """Say how far the dream can be trusted before a policy trains in it. Raises ``ConfigError`` below ``rl.audit_floor``."""
+    if not run.done("audit"):
+        console.print(f"  [yellow]no audit yet[/yellow]: dreamgym audit --run {run.folder} says how far this dream can be trusted")
+        return
+    found, floor = read_json(run.path("audit.json")), run.config.rl.audit_floor
+    keys = ("success_precision", "success_recall", "next_state_macro", "invalid")
+    shown = {k: float(str(found[k])) for k in keys if found.get(k) is not None}
+    console.print("  audit: " + ", ".join(f"{k} {v:.3f}" for k, v in shown.items()))
+    low = {k: v for k, v in shown.items() if k in ("success_precision", "next_state_macro") and v < floor}
+    if low:
+        figures = ", ".join(f"{k} {v:.3f}" for k, v in low.items())
+        raise ConfigError(
+            f"{run.path('audit.json')}: {figures} below rl.audit_floor {floor:g}: a policy would learn what this dream gets wrong;"
+            " train the experience model on more or better logs, or lower rl.audit_floor (0 = train anyway)"
+        )

@@ -1,0 +1,127 @@
+"""A run of policy learning ends where it should, by name, with its state saved: budget, patience, alarm; and its horizon grows."""
+
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra [train]")
+
+from vault_model import VaultModel  # noqa: E402
+
+from dreamgym.core.env import RealSteps  # noqa: E402
+from dreamgym.core.types import StopReason  # noqa: E402
+from dreamgym.lm.fit import FitConfig  # noqa: E402
+from dreamgym.lm.local import LocalLM  # noqa: E402
+from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
+from dreamgym.pipeline.learn import demonstration_trees, warm_start  # noqa: E402
+from dreamgym.pipeline.logs import tasks_of  # noqa: E402
+from dreamgym.pipeline.rl_run import RLRun  # noqa: E402
+from dreamgym.rl.config import RLConfig  # noqa: E402
+from dreamgym.rl.context import StateContext  # noqa: E402
+from dreamgym.rl.monitors import MEANING, Limits, alarms  # noqa: E402
+from examples.own_environment import adapter  # noqa: E402
+
+SMALL = {"tasks": 3, "group": 4, "learning_rate": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """Episodes of the vault, and a warm start on those that won."""
+    folder = tmp_path_factory.mktemp("vault")
+    episodes = list(adapter.collect(RealSteps(), 40, 0))
+    demos = [e for e in episodes if e.behaviour == "expert" and e.stop == StopReason.WON]
+    texts = [" ".join((e.task.instruction, *t.state, *t.added, t.action)) for e in episodes for t in e.transitions]
+    tokenizer = train_tokenizer(texts, 400)
+    LocalLM(tiny_llama(len(tokenizer), 0, width=64, layers=2), tokenizer).save(folder / "base")
+    warm_start(folder / "base", demos, FitConfig(learning_rate=3e-3, epochs=60, row_length=256, rows=4), folder / "sft")
+    assert demonstration_trees(LocalLM.load(folder / "sft"), demos, StateContext())
+    return episodes, folder / "sft"
+
+
+def a_run(logged, folder, keys, model=None, budget=None):
+    torch.set_num_threads(1)
+    episodes, start = logged
+    return RLRun(start, RLConfig(**SMALL | keys), tasks_of(episodes), adapter, folder, model, None, RealSteps(budget))
+
+
+def test_a_real_budget_is_never_exceeded_and_a_raised_one_goes_on(logged, tmp_path):
+    for budget in (40, 100, 333):
+        run = a_run(logged, tmp_path, {"iterations": 50}, budget=budget)
+        before = run.iteration
+        told = []
+        policy = run.run(told.append)
+        assert run.ended == "budget"
+        assert run.counter.total <= budget
+        assert run.iteration == before + len(told)
+        written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert [m["iteration"] for m in written] == list(range(run.iteration))
+        assert policy.parameters == run.lm.parameters
+    assert run.iteration > 2
+    assert run.counter.total > 333 * 0.7, "fewer tasks at the end, so that little is left unused"
+    assert {m["episodes"] for m in written} >= {12.0}
+
+
+def test_a_budget_that_ends_inside_an_iteration_is_counted_and_kept(logged, tmp_path, monkeypatch):
+    run = a_run(logged, tmp_path, {"iterations": 5}, budget=30)
+    monkeypatch.setattr(run, "_affordable", lambda: 3)
+    run.run(lambda m: None)
+    assert run.ended == "budget"
+    assert run.counter.total == 30
+    assert run.iteration == 0, "half an iteration teaches nothing"
+    again = a_run(logged, tmp_path, {"iterations": 5}, budget=30)
+    assert again.counter.total == 30, "what it used stays used"
+
+
+def test_it_ends_when_probes_get_no_better(logged, tmp_path):
+    run = a_run(logged, tmp_path, {"iterations": 30, "learning_rate": 1e-9}, VaultModel())
+    run.run(lambda m: None, adapter.tasks("probe", 4), every=1, temperature=0.0, patience=2)
+    assert run.ended == "patience"
+    assert run.iteration == 3, "the first is the best, and two were no better"
+
+
+def test_an_alarm_ends_a_run_that_dreams_too_well(logged, tmp_path):
+    watch = Limits(**dict.fromkeys(MEANING) | {"dream_gap": 0.0}, in_a_row=1, stop=True)
+    keys = {"iterations": 30, "tasks": 6, "group": 8, "learning_rate": 2e-3, "watch": watch}
+    run = a_run(logged, tmp_path, keys, VaultModel(gullible="key"))
+    told = []
+    run.run(told.append, adapter.tasks("probe", 4), every=1)
+    assert run.ended == "alarm"
+    assert told[-1]["dream_gap"] == told[-1]["reward"] - told[-1]["probe_real_success"]
+    assert told[-1]["dream_gap"] > 0
+    assert "the dream pays what the real environment does not" in " ".join(alarms(told, watch))
+
+
+def test_the_horizon_grows(logged, tmp_path):
+    run = a_run(logged, tmp_path, {"iterations": 3, "horizon": (1, 3), "horizon_every": 1}, VaultModel())
+    run.run(lambda m: None)
+    episodes = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
+    longest = [max(len(e["transitions"]) for e in episodes if e.get("policy_version", 0) == n) for n in range(3)]
+    assert longest[0] == 1
+    assert 1 < longest[1] <= 3
+    assert longest[2] <= 3
+    cut = [e for e in episodes if e["stop"] == "max_steps"]
+    assert {len(e["transitions"]) for e in cut} <= {1, 3}
+    real = a_run(logged, tmp_path / "real", {"iterations": 1, "horizon": (2,)})
+    real.run(lambda m: None)
+    assert real.counter.total <= 2 * 12
+    with pytest.raises(ValueError, match="must grow"):
+        RLConfig(horizon=(5, 3))
+
+
+def test_each_sign_of_trouble_is_told_once_it_lasts():
+    calm = dict.fromkeys(MEANING, 0.0) | {"reward_sd": 0.4, "surprisal": 0.5}
+    limits = Limits(reward_sd=0.1, grad_norm=5.0)
+    assert alarms([], limits) == []
+    assert alarms([calm] * 5, limits) == []
+    bad = {"reward_sd": 0.0, "surprisal": 0.0, "zero_variance_groups": 1.0, "repeated": 0.9, "invalid": 0.5}
+    bad |= {"grad_norm": 9.0, "dream_gap": 0.6}
+    for name, value in bad.items():
+        worse = calm | {name: value}
+        assert not alarms([worse] * 2, limits)
+        assert not alarms([worse, calm, worse, worse], limits), "it must last"
+        [text] = alarms([calm, worse, worse, worse], limits)
+        assert text.startswith(name)
+        assert not alarms([worse] * 3, limits.model_copy(update={name: None}))
+    probed = [calm | {"dream_gap": 0.6} if n % 5 == 4 else {k: v for k, v in calm.items() if k != "dream_gap"} for n in range(15)]
+    assert len(alarms(probed, limits)) == 1, "of probes, not of iterations"
+    assert not alarms([*probed, probed[0]], limits)
