@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamgym.core.errors import DataError, DreamgymError, PanelLeakError
-from dreamgym.core.types import EVALUATION, Episode
+from dreamgym.core.errors import DataError, DreamgymError
+from dreamgym.core.types import Episode
 from dreamgym.replay.approximate import ApproximateIndex
 from dreamgym.replay.columns import NEVER, OUTCOMES
-from dreamgym.replay.contract import Hit, Query
+from dreamgym.replay.contract import Hit, Query, found_from, may_enter
 from dreamgym.replay.database import Mode
 from dreamgym.replay.encoder import HashingEncoder
 from dreamgym.replay.encoders import Encoder, Pair, identity_of
@@ -89,12 +89,8 @@ class ReplayBuffer:
             self._ahead.join()
         before, new = len(self), dict[int, dict[str, Episode]]()
         for e in episodes:
-            if e.task.panel in EVALUATION:
-                raise PanelLeakError(f"episode {e.id} belongs to the panel {e.task.panel}: it may be evaluated on, never retrieved")
-            whole = e.valid and e.steps and all(t.reward is not None for t in e.steps)
-            if whole and self.store.number_of(f"e:{e.id}") is None:
-                since = generation if generation is not None else e.policy_version + 1 if e.source == "dream" else 0
-                new.setdefault(since, {})[e.id] = e
+            if may_enter(e) and self.store.number_of(f"e:{e.id}") is None:
+                new.setdefault(found_from(e, generation), {})[e.id] = e
         for since, group in sorted(new.items()):
             name = hashlib.blake2b("\n".join(group).encode(), digest_size=16).hexdigest()
             vectors = self.encoder.encode([(t.state, t.action) for e in group.values() for t in e.steps])

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from dreamgym.core.errors import PanelLeakError
 from dreamgym.core.state import State
-from dreamgym.core.types import Episode, Outcome, Source, Transition
+from dreamgym.core.types import EVALUATION, Episode, Outcome, Source, Transition
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +78,15 @@ class Replay(Protocol):
         ...
 
     def __len__(self) -> int: ...
+
+
+def may_enter(episode: Episode) -> bool:
+    """Whether an episode may be kept: valid, with steps, each of them paid. Raises ``PanelLeakError`` for one of an evaluation panel."""
+    if episode.task.panel in EVALUATION:
+        raise PanelLeakError(f"episode {episode.id} belongs to the panel {episode.task.panel}: it may be evaluated on, never retrieved")
+    return episode.valid and bool(episode.steps) and all(t.reward is not None for t in episode.steps)
+
+
+def found_from(episode: Episode, generation: int | None) -> int:
+    """The generation from which an episode is found: the one named, else the one after its own dream, 0 for a real one."""
+    return generation if generation is not None else episode.policy_version + 1 if episode.source == "dream" else 0

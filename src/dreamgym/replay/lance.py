@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from dreamgym.core.errors import DataError, MissingExtraError, PanelLeakError
-from dreamgym.core.types import EVALUATION, Episode, Transition
+from dreamgym.core.errors import DataError, MissingExtraError
+from dreamgym.core.types import Episode, Transition
 from dreamgym.replay.columns import NEVER, OUTCOMES
-from dreamgym.replay.contract import Hit, Query
+from dreamgym.replay.contract import Hit, Query, found_from, may_enter
 from dreamgym.replay.encoder import HashingEncoder
 from dreamgym.replay.encoders import Encoder, identity_of
 from dreamgym.replay.store import packed, unpacked
@@ -61,12 +61,7 @@ class LanceReplay:
 
     def add(self, episodes: Iterable[Episode], generation: int | None = None) -> int:
         """As ``ReplayBuffer.add``, in one commit; safe beside other writers. Returns how many steps came in by this call."""
-        new: dict[str, Episode] = {}
-        for e in episodes:
-            if e.task.panel in EVALUATION:
-                raise PanelLeakError(f"episode {e.id} belongs to the panel {e.task.panel}: it may be evaluated on, never retrieved")
-            if e.valid and e.steps and all(t.reward is not None for t in e.steps):
-                new[e.id] = e
+        new = {e.id: e for e in episodes if may_enter(e)}
         if not new:
             return 0
         vectors = self.encoder.encode([(t.state, t.action) for e in new.values() for t in e.steps])
@@ -77,7 +72,7 @@ class LanceReplay:
     def _rows(self, episodes: Sequence[Episode], vectors: Any, generation: int | None) -> Any:
         pa = _library("pyarrow")
         steps = [(e, n, t) for e in episodes for n, t in enumerate(e.steps)]
-        first = {e.id: generation if generation is not None else e.policy_version + 1 if e.source == "dream" else 0 for e in episodes}
+        first = {e.id: found_from(e, generation) for e in episodes}
         columns = {
             "key": [f"{e.id}#{n}" for e, n, _ in steps],
             "episode": [e.id for e, _, _ in steps],

@@ -339,12 +339,12 @@ class EpisodeStore:
         for encoder, identity in self.encoders().items():
             os.ftruncate(self.file(encoder), 4 * identity.dimension * (len(self) if steps is None else steps))
 
-    # the end
-
     @property
     def numbering(self) -> str:
         """Changes when steps get other numbers: by compaction, and when some are forgotten."""
         return self.folder.name
+
+    # the end
 
     def _moved(self) -> bool:
         """Whether a writer has changed to another folder."""
