@@ -8,7 +8,7 @@ and **one experience model per (level, variant), which all seeds share**: the sp
 cells go on where they were. Methods: ``base``, ``sft``, ``sft_all``, ``grpo_dream``, ``grpo_real``, and
 ``grpo_dream+no_reasoning``, ``+no_retrieval``, ``+no_sheet``; about the experience model also those of ``EXPERIENCE_ROWS``:
 ``grpo_dream+k3``, ``+best_first``, ``+history``, ``+no_history``, ``+generic_teacher``, ``+no_reasoning_cautious``, ``+real_frozen``,
-``+filtered``, ``+2k_steps`` to ``+40k_steps``.
+``+filtered``, ``+2k_steps`` to ``+40k_steps``; without rewards ``dpo``, ``iwm``, ``self_reflection``.
 """
 
 import ast
@@ -41,9 +41,11 @@ from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.audit import audit_run
 from dreamgym.pipeline.config import Evaluation, Experience, Prompt, RunConfig, config_hash
+from dreamgym.pipeline.early_experience import implicit_world_modelling, self_reflection, try_alternatives
 from dreamgym.pipeline.learn import train_experience, warm_start
 from dreamgym.pipeline.logs import counts, successes, tasks_of
 from dreamgym.pipeline.play import play_real, seats_for
+from dreamgym.pipeline.preference import prefer, preferences
 from dreamgym.pipeline.results import AUDIT_KEYS, peak_rss_gib, versions
 from dreamgym.pipeline.rl_run import RLRun
 from dreamgym.pipeline.run import drop_torn_checkpoints
@@ -52,7 +54,8 @@ from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.replay.contract import Replay
 from dreamgym.replay.enrichment import Enriched, Sure
 from dreamgym.rl.config import RLConfig
-from dreamgym.rl.policy import Policy
+from dreamgym.rl.policy import ACTION_TOKENS, STATE_CONTEXT, Policy
+from dreamgym.rl.reflective import REFLECTION_TOKENS, ReflectiveContext
 
 HERE = Path(__file__).parent
 WORK, CELLS, SAME = HERE / "work", HERE / "results" / "cells", HERE / "results" / "same_code.json"
@@ -121,6 +124,9 @@ DECIDES = {
     "warm": LEARNED,
     "experience": (*LEARNED, *TAUGHT),
     "sft": PLAYED,
+    "dpo": (*PLAYED, "pipeline/preference.py"),
+    "iwm": (*PLAYED, "pipeline/early_experience.py"),
+    "self_reflection": (*PLAYED, "pipeline/early_experience.py", "rl/reflective.py"),
     "grpo_real": REINFORCED,
     "grpo_dream": (*REINFORCED, *TAUGHT, *DREAMED),
 }
@@ -154,6 +160,12 @@ TEST_GAMES = 150
 METHODS = ("base", "sft", "sft_all", "grpo_real", "grpo_dream", *(f"grpo_dream+{v}" for v in VARIANTS if v != "full"))
 LEVELS = ("easy", "standard")
 EXPERIENCE_METHODS = tuple(f"grpo_dream+{v}" for v in EXPERIENCE_ROWS)
+BASELINES: dict[str, dict[str, float]] = {
+    "dpo": {"epochs": 3.0, "learning_rate": 1e-4, "beta": 0.1},
+    "iwm": {"alternatives": 3},
+    "self_reflection": {"alternatives": 3},
+}
+"""Without rewards: DPO on logged failures, and Early Experience, whose alternatives are executed for real and counted as steps of RL."""
 SEEDS = (0, 1, 2)
 console = Console(highlight=False)
 
@@ -189,6 +201,8 @@ def cell_config(level: str, method: str) -> dict[str, object]:
     """All that a cell depends on beside its seed."""
     code = code_hash(level, kind_of(method))
     config: dict[str, object] = {"level": level, "method": method, "sft": SFT[level], "test_games": TEST_GAMES, "code": code}
+    if method in BASELINES:
+        config |= {"baseline": BASELINES[method]}
     if method.startswith("grpo"):
         config |= {"grpo": GRPO[level], "probe": PROBE}
     if method.startswith("grpo_dream"):
@@ -263,15 +277,19 @@ class Cell:
             return
         console.print(f"[bold]{self.level} {self.method} seed {self.seed}[/bold]")
         updates, train_s, model = 0, 0.0, None
+        context, tokens = (ReflectiveContext(), REFLECTION_TOKENS) if self.method == "self_reflection" else (STATE_CONTEXT, ACTION_TOKENS)
         if self.method == "base":
             policy = LocalLM.load(shipped("base"))
         elif self.method in ("sft", "sft_all"):
             policy, train_s = LocalLM.load(self.warm()), self.wall[self.method]
+        elif self.method in BASELINES:
+            policy, train_s = self.baseline()
         else:
             policy, updates, train_s, model = self.grpo()
         test = self.adapter.tasks("test", TEST_GAMES)
         seats = seats_for(test, self.seed)
-        episodes = [r.episode for r in play_real(Policy(policy, 0.4), self.adapter, seats, self.counter, "test", self.method)]
+        actor = Policy(policy, 0.4, tokens, context)
+        episodes = [r.episode for r in play_real(actor, self.adapter, seats, self.counter, "test", self.method)]
         audit: dict[str, object] = {}
         if model is not None:
             found = audit_run(self.audit_config(), self.adapter, model, self.logs, {"sft": LocalLM.load(self.warm()), "policy": policy})
@@ -331,6 +349,18 @@ class Cell:
             self.timed(folder, lambda: warm_start(shipped("base"), demos, FitConfig(**SFT[self.level], seed=self.seed), folder))
         self.wall[name] = wall_s(folder)
         return folder
+
+    def baseline(self) -> tuple[LocalLM, float]:
+        """A policy that learned without rewards, and the seconds that it took, alternatives included."""
+        demos = [e for e in successes(self.logs) if e.behaviour == "expert"]
+        how, folder, warm = BASELINES[self.method], self.folder() / "policy", self.warm()
+        start = time.perf_counter()
+        if self.method == "dpo":
+            return prefer(warm, preferences(demos, self.logs), folder, self.seed, **how), time.perf_counter() - start
+        policy = Policy(LocalLM.load(warm), 1.0)
+        tried = try_alternatives(policy, demos, self.adapter, self.counter, int(how["alternatives"]), self.seed)
+        learn = implicit_world_modelling if self.method == "iwm" else self_reflection
+        return learn(shipped("base"), tried, FitConfig(**SFT[self.level], seed=self.seed), folder), time.perf_counter() - start
 
     def timed(self, folder: Path, train: Callable[[], object]) -> None:
         """Train into ``folder`` and note the seconds there; those of a killed process before it are lost."""
@@ -438,7 +468,7 @@ def commit() -> str:
 
 def listing() -> None:
     for level in LEVELS:
-        for method in METHODS + EXPERIENCE_METHODS:
+        for method in (*METHODS, *BASELINES, *EXPERIENCE_METHODS):
             for seed in SEEDS:
                 path = cell_path(level, method, seed)
                 state = "done" if path.exists() else "stale" if stale_cells(level, method, seed) else "missing"
@@ -448,7 +478,7 @@ def listing() -> None:
 def main(words: list[str]) -> None:
     if words == ["list"]:
         return listing()
-    if len(words) < 3 or words[0] not in LEVELS or words[1] not in METHODS + EXPERIENCE_METHODS:
+    if len(words) < 3 or words[0] not in LEVELS or words[1] not in (*METHODS, *BASELINES, *EXPERIENCE_METHODS):
         sys.exit(__doc__)
     import torch
     import transformers

@@ -1,0 +1,128 @@
+"""Baselines without rewards: what they learn from is what really happened, and it is counted."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra [train]")
+
+from hypothesis import given  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from test_rl_run import logged  # noqa: E402, F401
+
+from dreamgym.core.env import RealSteps  # noqa: E402
+from dreamgym.core.errors import DataError  # noqa: E402
+from dreamgym.core.grammar import parse_reply  # noqa: E402
+from dreamgym.core.types import StopReason, Transition  # noqa: E402
+from dreamgym.lm.fit import FitConfig  # noqa: E402
+from dreamgym.lm.local import LocalLM  # noqa: E402
+from dreamgym.pipeline.early_experience import (  # noqa: E402
+    implicit_world_modelling,
+    reason,
+    reflection_trees,
+    self_reflection,
+    try_alternatives,
+    world_trees,
+)
+from dreamgym.pipeline.preference import prefer, preferences  # noqa: E402
+from dreamgym.rl.context import Turn  # noqa: E402
+from dreamgym.rl.policy import STATE_CONTEXT, Policy  # noqa: E402
+from dreamgym.rl.reflective import ReflectiveContext  # noqa: E402
+from examples.own_environment import adapter  # noqa: E402
+
+CONTEXT = ReflectiveContext()
+FIT = FitConfig(learning_rate=3e-3, epochs=8, row_length=512, rows=4)
+
+
+@pytest.fixture(scope="module")
+def tried(logged):  # noqa: F811
+    episodes, start = logged
+    demos = [e for e in episodes if e.behaviour == "expert" and e.stop == StopReason.WON][:5]
+    counter = RealSteps()
+    found = try_alternatives(Policy(LocalLM.load(start), 1.5), demos, adapter, counter, 4, 0)
+    return demos, found, counter
+
+
+def test_other_actions_are_really_tried_from_the_demonstrated_state_and_counted(tried):
+    demos, found, counter = tried
+    assert [(t.episode.id, t.at) for t in found] == [(e.id, i) for e in demos for i in range(len(e.transitions))]
+    others = [(t, o) for t in found for o in t.others]
+    assert len(others) > 5
+    for t, other in others:
+        assert other.action != t.demonstrated.action
+        assert other.state == t.demonstrated.state
+        opens = any(other.action == f"open {box}" and f"[room] {box}: closed" in other.state for box in ("crate", "chest", "drawer"))
+        assert bool(other.added) >= opens, "what is said to have happened did"
+    assert counter.counts == {"rl": sum(t.at + 1 for t, _ in others)}, "re-played steps too"
+
+
+def test_a_world_model_of_the_policy_learns_what_actions_change(tried, logged, tmp_path):  # noqa: F811
+    demos, found, _ = tried
+    lm = LocalLM.load(logged[1])
+    trees = world_trees(lm, found)
+    for t, tree in zip(found, trees, strict=True):
+        for step, segment in zip((t.demonstrated, *t.others), tree.segments, strict=True):
+            told = lm.decode(segment.ids[len(segment.ids) - segment.trained :]).strip(" ")
+            assert (parse_reply(told).change, parse_reply(told).outcome) == (step.change, step.outcome)
+    policy = implicit_world_modelling(logged[1], found, FIT, tmp_path / "iwm")
+    turns = [Turn(e.task.instruction, t.state, ("x", i), e.transitions[:i]) for e in demos for i, t in enumerate(e.transitions)]
+    said = [s.action for s in Policy(policy, 0.0).act(turns)]
+    assert sum(a == t.action for a, t in zip(said, (t for e in demos for t in e.transitions), strict=True)) > len(said) / 2
+    assert not (tmp_path / "iwm" / "checkpoints").exists()
+
+
+def test_a_reflecting_policy_says_why_and_then_acts(tried, logged, tmp_path):  # noqa: F811
+    _, found, _ = tried
+    lm = LocalLM.load(logged[1])
+    for t, tree in zip(found, reflection_trees(lm, found, CONTEXT), strict=True):
+        assert len(tree.segments) == 1 + len(t.others)
+        for segment in tree.segments:
+            assert CONTEXT.read(lm.decode(segment.ids[1:-1])) == (t.demonstrated.action, True)
+    policy = self_reflection(logged[1], found, FIT.model_copy(update={"epochs": 40.0}), tmp_path / "sr")
+    turns = [t.turn for t in found]
+    said = Policy(policy, 0.0, 96, CONTEXT).act([Turn(t.instruction, t.state, ("x", i), t.past) for i, t in enumerate(turns)])
+    assert sum(s.well_formed for s in said) > len(said) / 2
+    known = {t.demonstrated.action for t in found}
+    assert sum(s.action in known for s in said) > len(said) / 2
+    assert sum(len(s.ids) > len(lm.encode(s.action)) + 3 for s in said) > len(said) / 2, "most say why"
+
+
+@given(st.text(st.characters(exclude_categories=("Cs",)), max_size=20), st.from_regex(r"[a-z_]{1,8}( [a-z_]{1,8}){0,4}", fullmatch=True))
+def test_no_reason_can_be_read_as_the_action(why, action):
+    assert CONTEXT.read(CONTEXT.reflected(why, action)) == (action, True)
+    assert CONTEXT.read(CONTEXT.reply(action)) == (action, True)
+    assert CONTEXT.read(action) == (action, False)
+
+
+def test_a_reason_names_what_both_did():
+    closed, opened, key = "[room] crate: closed", "[room] crate: open", "[crate] red_key: metal"
+    good = Transition(state=(closed,), action="open crate", removed=(closed,), added=(key, opened), reward=0.0, outcome="go")
+    idle = Transition(state=(closed,), action="look", reward=0.0, outcome="go")
+    lost = Transition(state=(closed,), action="kick crate", reward=0.0, outcome="lost")
+    assert reason(idle, good) == "look changes nothing , open crate brings red_key crate metal ; crate room open"
+    assert reason(lost, good).startswith("kick crate loses , ")
+
+
+def test_dpo_prefers_what_was_demonstrated(logged, tmp_path):  # noqa: F811
+    pytest.importorskip("trl", reason="needs the extra [sft]")
+    episodes, start = logged
+    demos = [e for e in episodes if e.behaviour == "expert" and e.stop == StopReason.WON]
+    pairs = preferences(demos, episodes)
+    for _, state, chosen, other in pairs:
+        assert any(t.state == state and t.action == chosen for e in demos for t in e.transitions)
+        steps = [t for e in episodes for t in e.steps if t.state == state and t.action == other]
+        assert any(t.outcome == "lost" or not (t.added or t.removed) for t in steps)
+    before, after = LocalLM.load(start), prefer(start, pairs, tmp_path / "dpo", 0, 2.0, 1e-3)
+
+    def margin(lm):
+        total = 0.0
+        for instruction, state, chosen, other in pairs[:20]:
+            [prompt] = STATE_CONTEXT.prompts(lm, [Turn(instruction, state, ())])
+            for action, sign in ((chosen, 1), (other, -1)):
+                ids = [*lm.encode(STATE_CONTEXT.reply(action)), lm.eos]
+                with torch.no_grad():
+                    logp = torch.log_softmax(lm.model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1], -1)
+                total += sign * float(logp.gather(1, torch.tensor(ids)[:, None]).sum())
+        return total
+
+    assert margin(after) > margin(before) + 1
+    with pytest.raises(DataError, match="nothing to prefer"):
+        preferences(demos, demos[:1])
