@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -313,12 +314,22 @@ def learns_on_in_the_real_environment(run):
         found = json.loads((run / "stages" / "sim-to-real.json").read_text())
         assert found["ended"] in ("budget", "iterations")
         assert 0 < found["rl_real_steps"] <= budget
-        assert (found["ended"] == "budget") == (f"budget of {budget} real steps is used up" in done.stdout)
+        assert (found["ended"] == "budget") == (f"budget of {budget} real steps bears no further iteration" in done.stdout)
         spent.append((found["ended"], found["iterations"], found["rl_real_steps"]))
     assert spent[0][0] == "budget"
     assert spent[1][1] > spent[0][1]
     assert spent[1][2] > spent[0][2]
     assert "sim-to-real: done before" in dreamgym("train", "--stages", "dream,real", "--run", str(run)).stdout
+    other = dreamgym("train", "--stages", "dream,real", "--run", str(run), "s2r.tasks=2")
+    assert other.returncode == 1
+    assert "another configuration" in other.stdout, "before it began this was free"
+    (run / "stages" / "sim-to-real.json").unlink()
+    shutil.copy(run / "sft" / "model.safetensors", run / "policy" / "model.safetensors")
+    moved = dreamgym("train", "--stages", "dream,real", "--run", str(run))
+    assert moved.returncode == 1
+    assert "began from another policy" in moved.stdout
+    assert f"real steps spent in it: {spent[1][2]} rl" in moved.stdout.replace("\n", " ")
+    (run / "stages" / "sim-to-real.json").write_text(json.dumps(found))
     assert dreamgym("eval", "--run", str(run)).returncode == 0
     assert dreamgym("report", "--run", str(run)).returncode == 0
     s2r = json.loads((run / "results.json").read_text())["s2r"]

@@ -8,7 +8,8 @@ torch = pytest.importorskip("torch", reason="needs the extra [train]")
 
 from vault_model import VaultModel  # noqa: E402
 
-from dreamgym.core.env import RealSteps  # noqa: E402
+from dreamgym.core.env import AHEAD, RealSteps  # noqa: E402
+from dreamgym.core.errors import TrainingError  # noqa: E402
 from dreamgym.core.types import StopReason  # noqa: E402
 from dreamgym.lm.fit import FitConfig  # noqa: E402
 from dreamgym.lm.local import LocalLM  # noqa: E402
@@ -63,13 +64,49 @@ def test_a_real_budget_is_never_exceeded_and_a_raised_one_goes_on(logged, tmp_pa
 
 def test_a_budget_that_ends_inside_an_iteration_is_counted_and_kept(logged, tmp_path, monkeypatch):
     run = a_run(logged, tmp_path, {"iterations": 5}, budget=30)
-    monkeypatch.setattr(run, "_affordable", lambda: 3)
+    monkeypatch.setattr(run, "_affordable", lambda probed: 3)
     run.run(lambda m: None)
     assert run.ended == "budget"
     assert run.counter.total == 30
     assert run.iteration == 0, "half an iteration teaches nothing"
     again = a_run(logged, tmp_path, {"iterations": 5}, budget=30)
     assert again.counter.total == 30, "what it used stays used"
+
+
+@pytest.mark.parametrize("failure", [TrainingError("torn"), KeyboardInterrupt()])
+def test_steps_of_an_iteration_that_was_cut_off_stay_counted(logged, tmp_path, monkeypatch, failure):
+    run = a_run(logged, tmp_path, {"iterations": 5}, budget=500)
+    played = run.trainer.play
+
+    def torn(seats):
+        played(seats)
+        raise failure
+
+    run.trainer.play = torn
+    with pytest.raises(type(failure)):
+        run.run(lambda m: None)
+    taken = run.counter.total
+    assert taken > 20
+    again = a_run(logged, tmp_path, {"iterations": 5}, budget=500)
+    assert taken <= again.counter.total <= taken + AHEAD
+    again.run(lambda m: None)
+    assert again.counter.total <= 500
+    low = a_run(logged, tmp_path, {"iterations": 9}, budget=20)
+    low.run(lambda m: None)
+    assert low.ended == "budget", "a lowered budget bears nothing"
+
+
+def test_a_probe_without_a_valid_episode_is_no_probe(logged, tmp_path, monkeypatch):
+    import dreamgym.pipeline.rl_run as module
+
+    rates = iter([float("nan"), 0.5, 0.25, float("nan")])
+    monkeypatch.setattr(module, "success_rate", lambda played: next(rates))
+    run = a_run(logged, tmp_path, {"iterations": 4}, VaultModel())
+    told = []
+    run.run(told.append, adapter.tasks("probe", 2), every=1)
+    assert [m.get("probe_real_success") for m in told] == [None, 0.5, 0.25, None]
+    assert [p["iteration"] for p in run.probe] == [2, 3]
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_it_ends_when_probes_get_no_better(logged, tmp_path):

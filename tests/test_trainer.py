@@ -126,6 +126,48 @@ def test_a_gradient_that_is_not_a_number_ends_by_name_and_changes_nothing(start)
     assert trainer.progress.iteration == 1
 
 
+def test_a_torn_critic_ends_by_name_before_it_is_kept(start):
+    trainer = a_trainer(start, ALGORITHMS["ppo"])
+    kept = [p.detach().clone() for p in trainer.critic.model.parameters()]
+    trainer.critic.model.score.register_full_backward_hook(lambda module, into, out: (into[0] * float("nan"),))
+    with pytest.raises(TrainingError, match=r"critic's gradient is nan; .* lower critic_learning_rate"):
+        trainer.iterate(TASKS)
+    assert all(torch.equal(a, b) for a, b in zip(kept, trainer.critic.model.parameters(), strict=True))
+
+
+def test_ppo_needs_no_group_and_groups_are_not_judged_then(start):
+    trainer = a_trainer(start, ALGORITHMS["ppo"] | {"group": 1}, iterations=4)
+    for _ in range(4):
+        _, _, metrics = trainer.iterate(TASKS)
+    assert metrics["updates"] > 0
+    assert not {"zero_variance_groups", "identical_groups"} & metrics.keys()
+
+
+def test_what_invalid_episodes_do_not_tell_is_left_out(start):
+    class Broken(TwoLetters):
+        async def step(self, action):
+            return Step("[room] mat: here", None, False, True, {})
+
+    for keys in ({}, ALGORITHMS["ppo"]):
+        trainer = a_trainer(start, keys)
+        trainer.play = lambda seats, lm=trainer.lm: rollouts(Policy(lm, 1.0), lambda seat, lockstep: Broken(), seats, "real", "letters")
+        _, groups, metrics = trainer.iterate(TASKS)
+        assert metrics["invalid"] == 1.0
+        assert metrics["updates"] == 0
+        assert not {"reward", "reward_sd", "no_effect"} & metrics.keys(), "an invalid episode is no reward of 0"
+        assert set(map(tuple, groups.values())) == {(None,) * 16}
+
+
+def test_averages_over_sequences_and_a_divergence_see_samples_without_advantage(start):
+    for keys, every in (({}, False), ({"loss": "sequence"}, True), ({"kl": 0.1}, True), ({"entropy": 0.1}, True)):
+        trainer = a_trainer(start, keys)
+        trainer.iterate(TASKS[:1])
+        played, _, _ = trainer.iterate(TASKS[:1])
+        tokens = sum(len(s.ids) for r in played for s in r.samples)
+        seen = trainer.progress.metrics[-1].get("policy_tokens", 0.0)
+        assert (seen == tokens) if every else (seen <= tokens)
+
+
 def test_a_critic_reads_each_prompt_alone(start):
     critic = Critic(start, RLConfig(advantage="gae", row_length=64, rows=1), 0)
     assert critic.values([(3, 4, 5), (6,)]) == [0.0, 0.0]

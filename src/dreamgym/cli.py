@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 app.add_typer(buffer_cli.app, name="buffer")
-RunFolder = Annotated[Path, typer.Option("--run", help="Run directory; stages that finished there before are not redone.")]
+RunFolder = Annotated[Path, typer.Option("--run", help="Run directory; finished stages are not redone, its configuration is kept.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; see `dreamgym config` for all keys and defaults.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, e.g. rl.iterations=20 experience.prompt.reasoning=false")]
 DEFAULT = Path("runs/default")
@@ -28,7 +28,7 @@ DEFAULT = Path("runs/default")
 
 def _open(folder: Path, config: Path | None, overrides: list[str] | None) -> Run:
     saved = folder / "config.yaml"
-    if config is None and not overrides and saved.exists():
+    if config is None and saved.exists():
         config = saved
     opened = Run(folder, load_config(config, overrides or []))
     try:
@@ -51,9 +51,11 @@ def _stages(run: Run, *names: str) -> None:
         if name == "audit" and audit_is_old(run):
             run.forget(name)
         if may_go_on(run, name):
-            later = {"train": ("eval-policy", "audit", "sim-to-real", "eval-s2r"), "sim-to-real": ("eval-s2r",)}[name]
+            later = {"train": ("eval-policy", "audit", "long-audit", "sim-to-real", "eval-s2r"), "sim-to-real": ("eval-s2r",)}[name]
             for gone in (name, *later):
                 run.forget(gone)
+                for path in run.folder.glob(f"{gone}-*.jsonl"):  # of the policy before it
+                    path.unlink()
         run.stage(name, lambda name=name: {**STAGES, **AFTER}[name](run))  # type: ignore[misc]
 
 

@@ -71,7 +71,7 @@ def verl(b: dict[str, torch.Tensor]) -> dict[str, object]:
                 found[f"{name} {how} {'dual' if dual < 9 else 'plain'}"] = {"loss": loss, "gradient": logp.grad}
     weights = compute_rollout_correction_weights(b["old"] - b["sampled"], b["mask"], "token", 1.3)[0]
     found["importance"] = weights * b["mask"]
-    for name in ("k1", "k2", "k3"):
+    for name in ("k2", "k3"):
         found[name] = algos.kl_penalty(b["logp"], b["reference"], name) * b["mask"]
     found["value_loss"] = algos.compute_value_loss(b["predicted"], b["rewards"], b["values"], b["mask"], 0.2)[0]
     found["entropy"] = algos.compute_entropy_loss(b["logits"], b["mask"])

@@ -8,12 +8,16 @@
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from dreamgym.core.errors import BudgetError
+from dreamgym.core.files import write_atomic
 from dreamgym.core.types import Task
 
 Info = dict[str, object]
+AHEAD = 64
+"""Steps that a ledger of real steps runs ahead: as many may be counted too much after a kill, none too few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,9 @@ class RealSteps:
     budget: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
     purpose: str = "logs"
+    ledger: Path | None = None
+    """File that knows of every step before it is taken, a few ahead: what a killed process used stays used."""
+    _known: int = 0
 
     @property
     def total(self) -> int:
@@ -59,3 +66,18 @@ class RealSteps:
         if self.budget is not None and self.total + n > self.budget:
             raise BudgetError(f"the real-step budget of {self.budget} is used up ({self.total} used); raise it to go on")
         self.counts[self.purpose] = self.counts.get(self.purpose, 0) + n
+        if self.ledger is not None and self.total > self._known:
+            self.settle(AHEAD if self.budget is None else min(AHEAD, self.budget - self.total))
+
+    def settle(self, ahead: int = 0) -> None:
+        """Write the counts to the ledger, exactly or with steps still to come."""
+        if self.ledger is not None:
+            counts = self.counts | ({self.purpose: self.counts.get(self.purpose, 0) + ahead} if ahead else {})
+            write_atomic(self.ledger, "".join(f"{name} {n}\n" for name, n in counts.items()))
+            self._known = self.total + ahead
+
+    def recall(self) -> None:
+        """Take the counts of the ledger, where it exists."""
+        if self.ledger is not None and self.ledger.exists():
+            lines = [line.split() for line in self.ledger.read_text(encoding="utf-8").splitlines()]
+            self.counts.update({name: int(n) for name, n in lines})

@@ -1,5 +1,7 @@
 """The stages of policy learning: in the dream, in the real environment as the control, and in the real one after the dream (S2R)."""
 
+import math
+
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import ConfigError
 from dreamgym.core.files import read_json
@@ -48,7 +50,7 @@ def may_go_on(run: Run, stage: str) -> bool:
     if stage not in ("train", "sim-to-real") or not run.done(stage):
         return False
     found, now = run.summary(stage), (run.config.rl if stage == "train" else run.config.s2r).real_budget
-    return found["ended"] == "budget" and (now is None or now > int(str(found["real_budget"])))
+    return found.get("ended") == "budget" and (now is None or now > int(str(found["real_budget"])))
 
 
 def _reinforce(
@@ -65,19 +67,20 @@ def _reinforce(
         task = progress.add_task(name, total=how.iterations, completed=rl.iteration)
 
         def report(m: dict[str, float]) -> None:
-            if m["identical_groups"] > 0.5 and m["reward"] < 0.9:
+            if m.get("identical_groups", 0.0) > 0.5 and m.get("reward", 0.0) < 0.9:
                 share = f"[yellow]iteration {m['iteration']:.0f}: in {m['identical_groups']:.0%} of the groups[/yellow]"
                 alike = "all members acted alike and were answered alike: they teach nothing"
                 progress.console.print(f"  {share} {alike} (tasks too easy or too hard, or a warm start that is too sure)")
             for text in alarms(rl.trainer.progress.metrics, how.watch):
                 progress.console.print(f"  [yellow]iteration {m['iteration']:.0f}:[/yellow] {text}")
             where = "real reward" if model is None else "dream reward"
-            progress.update(task, advance=1, description=f"{name} {where} {m['reward']:.2f} invalid {m['invalid']:.2f}")
+            progress.update(task, advance=1, description=f"{name} {where} {m.get('reward', math.nan):.2f} invalid {m['invalid']:.2f}")
 
         probe = panel_tasks(adapter, "probe", config.evaluation.probe_games) if how.probe_every else ()
         lm = rl.run(report, probe, how.probe_every, config.evaluation.temperature, how.patience)
     if rl.ended == "budget":
-        console.print(f"  the budget of {how.real_budget} real steps is used up ({counter.total}) after {rl.iteration} iterations")
+        used = f"{counter.total} used, {rl.iteration} iterations"
+        console.print(f"  the budget of {how.real_budget} real steps bears no further iteration ({used})")
     if rl.ended == "alarm":
         console.print(f"  ended after {rl.iteration} iterations: {'; '.join(alarms(rl.trainer.progress.metrics, how.watch))}")
     lm.save(policy)
@@ -105,7 +108,7 @@ def _dream(run: Run) -> tuple[ExperienceModel, Enriched | None]:
 
 def check_audit(run: Run) -> None:
     """Say how far the dream can be trusted before a policy trains in it. Raises ``ConfigError`` below ``rl.audit_floor``."""
-    if not run.done("audit"):
+    if not run.path("audit.json").exists():
         console.print(f"  [yellow]no audit yet[/yellow]: dreamgym audit --run {run.folder} says how far this dream can be trusted")
         return
     found, floor = read_json(run.path("audit.json")), run.config.rl.audit_floor

@@ -3,10 +3,13 @@
 Killed at any moment it goes on at the last finished iteration. The run directory's stage and the benchmark grid use it alike.
 """
 
+import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from dreamgym.core.env import RealSteps
@@ -52,6 +55,9 @@ class RLRun:
         checkpoint, fresh = folder / "checkpoint", folder / ".checkpoint-new"
         if not checkpoint.exists() and (fresh / "state.json").exists():
             os.rename(fresh, checkpoint)
+        self.start = fingerprint(Path(start))
+        counter.ledger = folder / "real_steps.txt"
+        counter.recall()
         resumed = checkpoint.exists()
         self.lm = LocalLM.load(checkpoint if resumed else start)
         self.trainer = Trainer(self.lm, config, self._play, start, seed, action_tokens)
@@ -92,33 +98,34 @@ class RLRun:
         policy = self.folder / "policy"
         self.ended = "iterations"
         while self.iteration < self.config.iterations:
+            if self.config.watch.stop and alarms(self.trainer.progress.metrics, self.config.watch):
+                self.ended = "alarm"
+                break
             if patience and self._probes_since_best() >= patience:
                 self.ended = "patience"
                 break
+            tasks = self._affordable(len(probe) if every and (self.iteration + 1) % every == 0 else 0)
+            if not tasks:
+                self.ended = "budget"
+                break
             try:
-                if not self._iterate(report, probe, every, temperature):
-                    self.ended = "budget"
-                    break
-                if self.config.watch.stop and alarms(self.trainer.progress.metrics, self.config.watch):
-                    self.ended = "alarm"
-                    break
+                self._iterate(tasks, report, probe if every and (self.iteration + 1) % every == 0 else (), temperature)
             except BudgetError:  # in the middle of an iteration: what it used is counted, what it played is not learned from
                 self._save()
                 self.ended = "budget"
                 break
+        self.counter.settle()
+        self.counter.ledger = None
         if not self.probe:
             self.lm.save(policy)
         return LocalLM.load(policy)
 
-    def _iterate(self, report: Callable[[dict[str, float]], None], probe: Sequence[Task], every: int, temperature: float) -> bool:
-        """One iteration and its checkpoint; False where the real budget bears none, or no further one."""
-        n = self._affordable()
-        if not n:
-            return False
+    def _iterate(self, n: int, report: Callable[[dict[str, float]], None], probe: Sequence[Task], temperature: float) -> None:
+        """One iteration on ``n`` tasks, its probe and its checkpoint."""
         if self.model is not None and self.replay is not None:
             self.model.use(self.replay.snapshot())
         tasks = [self.sheets.tasks[t] for t in self.sampler.next(n)]
-        before, affords = self._spent(), True
+        before = self._spent()
         played, groups, metrics = self.trainer.iterate(tasks)
         metrics |= {name: float(n - before[name]) for name, n in self._spent().items()}
         for name, rewards in groups.items():
@@ -137,28 +144,29 @@ class RLRun:
                 "real_steps": float(self.counter.total),
             }
         )
-        if probe and every and self.iteration % every == 0:
-            try:
-                metrics["probe_real_success"] = self._probe(probe, temperature)
-                if self.model is not None:
-                    metrics["dream_gap"] = metrics["reward"] - metrics["probe_real_success"]
-            except BudgetError:  # what was learned stays
-                affords = False
+        if probe:
+            with suppress(BudgetError):  # what was learned stays; the budget ends the run before the next iteration
+                metrics |= self._probe(probe, temperature, metrics.get("reward"))
         with open(self.folder / "metrics.jsonl", "a") as f:
             f.write(json.dumps(metrics) + "\n")
         self._dump(episodes)
         self._save()
         report(metrics)
-        return affords
 
-    def _affordable(self) -> int:
-        """Tasks of the next iteration: fewer where the real budget bears no more, at a tenth more steps than episodes had last."""
-        if self.model is not None or self.counter.budget is None:
+    def _affordable(self, probed: int) -> int:
+        """Tasks of the next iteration, 0 = the real budget bears none: fewer where it bears no more than that, after ``probed`` games.
+
+        Reckoned at a tenth more steps than episodes had last, or as long as they may be where that has just grown.
+        """
+        if self.counter.budget is None:
             return self.config.tasks
-        metrics = self.trainer.progress.metrics
-        steps = metrics[-1]["steps"] * 1.1 if metrics else self.config.longest(0, self.adapter.cap)
-        left = self.counter.budget - self.counter.total
-        return min(self.config.tasks, int(left / (self.config.group * max(steps, 1.0))))
+        left = self.counter.budget - self.counter.total - probed * self.adapter.cap
+        if self.model is not None:
+            return self.config.tasks if self.counter.total < self.counter.budget else 0
+        metrics, longest = self.trainer.progress.metrics, self.config.longest(self.iteration, self.adapter.cap)
+        grown = not metrics or longest > self.config.longest(self.iteration - 1, self.adapter.cap)
+        steps = longest if grown else min(metrics[-1]["steps"] * 1.1, longest)
+        return max(0, min(self.config.tasks, int(left / (self.config.group * max(steps, 1.0)))))
 
     def _probes_since_best(self) -> int:
         rates = [p["success"] for p in self.probe]
@@ -179,14 +187,20 @@ class RLRun:
         own = {"policy_tokens_in": self.lm.tokens_in, "policy_tokens_out": self.lm.tokens_out}
         return own | (self.model.costs() if self.model is not None else {})
 
-    def _probe(self, tasks: Sequence[Task], temperature: float) -> float:
-        """Real success on the probe panel; the best so far is kept as the run's policy."""
+    def _probe(self, tasks: Sequence[Task], temperature: float, dreamed: float | None) -> dict[str, float]:
+        """Real success on the probe panel, and how far a dream's training reward is above it; the best policy so far is kept as the run's.
+
+        Nothing where no episode was valid.
+        """
         actor = Policy(self.lm, temperature, self.action_tokens, self.context)
         rate = success_rate(play_real(actor, self.adapter, seats_for(tasks, self.seed), self.counter, "probe", "probe"))
+        if math.isnan(rate):
+            return {}
         if not self.probe or rate >= max(p["success"] for p in self.probe):
             self.lm.save(self.folder / "policy")
         self.probe.append({"iteration": float(self.iteration), "success": rate})
-        return rate
+        gap = {} if self.model is None or dreamed is None else {"dream_gap": dreamed - rate}
+        return {"probe_real_success": rate, **gap}
 
     def _dump(self, episodes: Sequence[Episode]) -> None:
         with open(self.folder / "episodes.jsonl", "a", encoding="utf-8") as f:
@@ -198,6 +212,7 @@ class RLRun:
         fresh, old = self.folder / ".checkpoint-new", self.folder / "checkpoint"
         shutil.rmtree(fresh, ignore_errors=True)
         self.trainer.save(fresh)
+        self.counter.settle()
         write_atomic(
             fresh / "state.json",
             json.dumps(
@@ -208,6 +223,7 @@ class RLRun:
                     "sheets": {n: t.sheet for n, t in self.sheets.tasks.items()},
                     "invented": self.sheets.invented,
                     "conflicts": self.sheets.conflicts,
+                    "start": self.start,
                     "held": None if self.replay is None else self.replay.held(),
                 }
             ),
@@ -223,13 +239,32 @@ class RLRun:
         """Take all in; returns how many steps the replay buffer had."""
         self.trainer.resume(checkpoint)
         state = json.loads((checkpoint / "state.json").read_text())
+        if (began := state.get("start")) and self.start and began != self.start:
+            spent = ", ".join(f"{n} {name}" for name, n in state["counts"].items()) or "0"
+            raise DataError(
+                f"{self.folder}: began from another policy than the one that is to be trained now; move it away to begin anew"
+                f" (real steps spent in it: {spent})"
+            )
         self.sampler.load_state_dict(state["sampler"])
         self.probe = state["probe"]
         self.counter.counts.update(state["counts"])
+        self.counter.recall()
         self.sheets.invented, self.sheets.conflicts = state["invented"], state["conflicts"]
         self.sheets.tasks = {n: t.model_copy(update={"sheet": tuple(state["sheets"][n])}) for n, t in self.sheets.tasks.items()}
         found = state.get("held")
         return None if found is None else int(found)
+
+
+def fingerprint(folder: Path) -> str | None:
+    """Of the weights saved in a folder: their files' sizes and ends; None for a name on a hub."""
+    files = sorted(folder.glob("*.safetensors"))
+    digest = hashlib.blake2b(digest_size=8)
+    for path in files:
+        with open(path, "rb") as f:
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + f.read(2**20))
+            f.seek(-min(2**20, path.stat().st_size), os.SEEK_END)
+            digest.update(f.read())
+    return digest.hexdigest() if files else None
 
 
 def _cut(path: Path, iteration: int, field: str) -> None:

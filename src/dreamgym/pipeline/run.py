@@ -31,7 +31,8 @@ class Run:
         self.config = config
         folder.mkdir(parents=True, exist_ok=True)
         saved = folder / "config.yaml"
-        if saved.exists() and _decisive(load_config(saved)) != _decisive(config):
+        begun = (folder / "s2r_run").exists()
+        if saved.exists() and _decisive(load_config(saved), begun) != _decisive(config, begun):
             raise ConfigError(f"{saved}: this folder holds a run with another configuration; choose another --run or delete it")
         write_atomic(saved, dump_config(config))
 
@@ -72,10 +73,15 @@ class Run:
         return read_json(self.path(f"stages/{name}.json"))
 
 
-def _decisive(config: RunConfig) -> dict[str, object]:
-    """What may not change in a run. The rest is how a stopped one goes on: a raised budget, a lowered floor, another server."""
+def _decisive(config: RunConfig, s2r: bool) -> dict[str, object]:
+    """What may not change in a run. The rest is how a stopped one goes on: a raised budget, a lowered floor, another server, the
+    settings of ``s2r`` before it has begun (``s2r``: whether it has)."""
     data = config.model_dump(mode="json")
-    data["rl"]["real_budget"] = data["rl"]["audit_floor"] = data["s2r"]["real_budget"] = None
+    data["rl"]["audit_floor"] = None
+    for phase in ("rl", "s2r"):
+        data[phase]["real_budget"] = data[phase]["watch"] = data[phase]["patience"] = None
+    if not s2r:
+        data["s2r"] = None
     data["evaluation"]["judge"] = None
     if config.replay.embeddings:
         data["replay"]["embeddings"]["base_url"] = None

@@ -96,7 +96,7 @@ def _evaluated(config: RunConfig, adapter: Adapter) -> dict[str, str]:
     """Task id -> panel of every task that the run will evaluate, audit or probe on."""
     e = config.evaluation
     limits: dict[Panel, int] = {e.panel: max(e.games, e.audit_games)}
-    if config.rl.probe_every:
+    if config.rl.probe_every or config.s2r.probe_every:
         limits["probe"] = max(e.probe_games, limits.get("probe", 0))
     return {t.id: panel for panel, limit in limits.items() for t in adapter.tasks(panel, limit)}
 

@@ -1,6 +1,7 @@
 """Everything that decides how a policy learns from its rollouts; no torch, so that a configuration can be read without it.
 
-The defaults are GRPO as the shipped experiments use it. Others, by their keys:
+The defaults are GRPO as the shipped experiments use it. Others, by their keys (each shapes credit as the default does, unless
+``no_effect_penalty: null, negative: 1``):
 
 - GRPO as published (arXiv 2402.03300): ``std: sample, loss: sequence, no_effect_penalty: null, negative: 1``
 - Dr. GRPO (arXiv 2503.20783): ``std: none, loss: fixed``
@@ -68,8 +69,8 @@ class RLConfig(BaseModel):
     length, ``action_tokens`` (Dr. GRPO)."""
     kl: float = Field(0.0, ge=0)
     """Weight of the divergence from the warm start."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Schulman's: -log r (unbiased), its half square, r - 1 - log r (as verl's ``low_var_kl``)."""
+    kl_estimator: Literal["k2", "k3"] = "k3"
+    """Schulman's: half the square of log r, or r - 1 - log r (verl's ``low_var_kl``)."""
     entropy: float = Field(0.0, ge=0)
     """Weight of an entropy bonus."""
     importance_cap: float | None = Field(None, gt=0)
@@ -101,6 +102,20 @@ class RLConfig(BaseModel):
 
     @model_validator(mode="after")
     def _no_idle_key(self) -> Self:
+        acts = {
+            "gamma": self.advantage == "gae" or self.credit in ("anchors", "turns"),
+            "gae_lambda": self.advantage == "gae",
+            "critic_learning_rate": self.advantage == "gae",
+            "critic_passes": self.advantage == "gae",
+            "value_clip": self.advantage == "gae",
+            "std": self.advantage == "group" or self.credit == "anchors",
+            "anchor_weight": self.credit == "anchors",
+            "kl_estimator": self.kl > 0,
+            "horizon_every": len(self.horizon) > 1,
+        }
+        idle = [name for name, active in acts.items() if not active and getattr(self, name) != type(self).model_fields[name].default]
+        if idle:
+            raise ValueError(f"{', '.join(idle)}: has no effect with the other settings; leave it out")
         if self.advantage == "gae" and self.credit != "episode":
             raise ValueError(f"credit: {self.credit} shares out an episode's advantage; with advantage: gae each step has its own")
         if any(h < 1 for h in self.horizon) or list(self.horizon) != sorted(self.horizon):

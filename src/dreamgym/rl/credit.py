@@ -62,8 +62,10 @@ def critic_credit(
     advantages: list[list[float]] = []
     targets: list[list[float]] = []
     for r, v in zip(rollouts, values, strict=True):
-        paid = [x - config.invalid_action_penalty * (not s.well_formed) for x, s in zip(_rewards(r), r.samples, strict=True)]
-        a, t = gae(paid, v, config.gamma, config.gae_lambda) if r.episode.valid else ([], [])
+        a, t = list[float](), list[float]()
+        if r.episode.valid:
+            paid = [x - config.invalid_action_penalty * (not s.well_formed) for x, s in zip(_rewards(r), r.samples, strict=True)]
+            a, t = gae(paid, v, config.gamma, config.gae_lambda)
         advantages.append(a)
         targets.append(t)
     flat = iter(whitened([a for steps in advantages for a in steps]))

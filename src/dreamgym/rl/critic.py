@@ -1,5 +1,6 @@
 """PPO's critic: the value of a state, read at the last token of the policy's prompt (a value head on a language model; Eq. 2)."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import torch
 from transformers import AutoModelForTokenClassification
 from transformers.utils import logging
 
+from dreamgym.core.errors import TrainingError
 from dreamgym.rl.config import RLConfig
 from dreamgym.rl.losses import value_loss
+
+START_ANEW = "this iteration is not kept, checkpoints before it are. Train in a new folder with a lower {}, or look at the last episodes"
 
 
 class Critic:
@@ -64,7 +68,9 @@ class Critic:
                     loss = value_loss(self._read(batch)[rows], was, target, self.config.value_clip).sum() / n
                     loss.backward()
                     lost += float(loss.detach())
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+                norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
+                if not math.isfinite(norm):
+                    raise TrainingError(f"the critic's gradient is {norm}; {START_ANEW.format('critic_learning_rate')}")
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
                 losses.append(lost)

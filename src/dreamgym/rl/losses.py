@@ -40,10 +40,9 @@ def importance(old_logp: torch.Tensor, sampled_logp: torch.Tensor, cap: float) -
 def divergence(logp: torch.Tensor, reference: torch.Tensor, estimator: str = "k3") -> torch.Tensor:
     """Of the policy from a reference, estimated on tokens of the policy (Schulman, "Approximating KL divergence", 2020).
 
-    ``k3`` is cut where verl's ``low_var_kl`` is: log ratios at 20, the estimate at 10.
+    ``k2`` is half the square of the log ratio, ``k3`` is r - 1 - log r, cut where verl's ``low_var_kl`` is: log ratios at 20, the
+    estimate at 10. The unbiased -log r is not here: as a loss its expected gradient is 0.
     """
-    if estimator == "k1":
-        return logp - reference
     if estimator == "k2":
         return 0.5 * (logp - reference).square()
     log_ratio = (reference - logp).clamp(-20, 20)

@@ -77,10 +77,11 @@ async def _episode(seat: Seat, env: Env, lockstep: Lockstep, source: Source, env
             sample = await lockstep.call("policy", turn.key, turn)
             assert isinstance(sample, Sample)
             answer = await env.step(sample.action)
-            samples.append(sample)
             after = state_of_text(answer.observation)
+            step = transition_of(state, sample.action, answer, after)
             stop = stop_of(answer)
-            steps.append(transition_of(state, sample.action, answer, after))
+            samples.append(sample)
+            steps.append(step)
             state = after
             if stop is None and len(steps) == longest:
                 stop = StopReason.MAX_STEPS

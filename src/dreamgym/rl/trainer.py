@@ -22,7 +22,7 @@ from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack
 from dreamgym.rl.advantages import divisor
 from dreamgym.rl.config import RLConfig
 from dreamgym.rl.credit import critic_credit, episode_return, has_effect, step_credit
-from dreamgym.rl.critic import Critic
+from dreamgym.rl.critic import START_ANEW, Critic
 from dreamgym.rl.losses import average, clipped_surrogate, divergence, entropy, importance
 from dreamgym.rl.policy import ACTION_TOKENS
 from dreamgym.rl.rollout import Rollout, Seat
@@ -68,11 +68,12 @@ class Trainer:
         for r in rollouts:
             groups[r.episode.task.id].append(episode_return(r))
         credit, learned = (step_credit(rollouts, c), {}) if self.critic is None else self._criticised(self.critic, rollouts)
-        update = self._update(policy_trees(list(zip(rollouts, credit, strict=True)))) | learned
+        informative = c.loss == "token" and not (c.kl or c.entropy)
+        update = self._update(policy_trees(list(zip(rollouts, credit, strict=True)), informative)) | learned
         done = time.perf_counter()
         metrics = {
             "iteration": float(n),
-            **observed(rollouts, groups),
+            **observed(rollouts, groups, self.critic is None),
             "rollout_s": rolled - start,
             "update_s": done - rolled,
             **update,
@@ -136,10 +137,8 @@ class Trainer:
                     clipped += int(cut.sum())
                 norms.append(float(torch.nn.utils.clip_grad_norm_(self.lm.model.parameters(), c.max_grad_norm)))
                 if not math.isfinite(norms[-1]):
-                    raise TrainingError(
-                        f"iteration {self.progress.iteration}: the gradient is {norms[-1]}; the checkpoint before it is kept."
-                        " Lower rl.learning_rate or rl.kl, or look at the episodes of the last iterations"
-                    )
+                    what = START_ANEW.format("learning_rate (or kl)")
+                    raise TrainingError(f"iteration {self.progress.iteration}: the gradient is {norms[-1]}; {what}")
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
         apart_sampled = torch.cat(old) - torch.cat(sampled)
@@ -196,27 +195,35 @@ def _of_policy(batch: Batch, name: str) -> torch.Tensor:
     return batch[name][:, 1:][batch["labels"][:, 1:] != IGNORED]
 
 
-def observed(rollouts: Sequence[Rollout], groups: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
-    """What an iteration's episodes look like."""
+def observed(rollouts: Sequence[Rollout], groups: Mapping[str, Sequence[float | None]], compared: bool) -> dict[str, float]:
+    """What an iteration's episodes look like; what they do not tell (no valid episode, groups that are not ``compared``) is left out."""
     valid = [r for r in rollouts if r.episode.valid]
     tokens = [lp for r in rollouts for s in r.samples for lp in s.logprobs]
     taken = [t for r in valid for t in r.episode.transitions]
-    said = [[(t.state, t.action) for t in r.episode.transitions] for r in valid]
-    returns = {name: [r for r in rewards if r is not None] for name, rewards in groups.items()}
-    return {
+    found = {
         "episodes": float(len(rollouts)),
-        "reward": sum(episode_return(r) or 0.0 for r in valid) / max(len(valid), 1),
         "invalid": 1 - len(valid) / len(rollouts),
-        "zero_variance_groups": sum(divisor(r) == 0 for r in returns.values()) / len(returns),
-        "reward_sd": pstdev([episode_return(r) or 0.0 for r in valid] or [0.0]),
-        "repeated": sum(len(pairs) - len(set(pairs)) for pairs in said) / max(len(taken), 1),
         "steps": sum(len(r.samples) for r in rollouts) / len(rollouts),
-        "identical_groups": identical_groups(rollouts),
-        "malformed": sum(not s.well_formed for r in valid for s in r.samples) / max(len(taken), 1),
-        "no_effect": sum(not has_effect(t) for t in taken) / max(len(taken), 1),
         "transitions": float(sum(len(r.samples) for r in rollouts)),
-        "surprisal": -sum(tokens) / max(len(tokens), 1),
     }
+    if valid:
+        returns = [episode_return(r) or 0.0 for r in valid]
+        found |= {"reward": sum(returns) / len(valid), "reward_sd": pstdev(returns)}
+    if taken:
+        said = [[(t.state, t.action) for t in r.episode.transitions] for r in valid]
+        found |= {
+            "malformed": sum(not s.well_formed for r in valid for s in r.samples) / len(taken),
+            "no_effect": sum(not has_effect(t) for t in taken) / len(taken),
+            "repeated": sum(len(pairs) - len(set(pairs)) for pairs in said) / len(taken),
+        }
+    if tokens:
+        found["surprisal"] = -sum(tokens) / len(tokens)
+    if compared:
+        found |= {
+            "zero_variance_groups": sum(divisor([r for r in g if r is not None]) == 0 for g in groups.values()) / len(groups),
+            "identical_groups": identical_groups(rollouts),
+        }
+    return found
 
 
 def identical_groups(rollouts: Sequence[Rollout]) -> float:
@@ -227,11 +234,14 @@ def identical_groups(rollouts: Sequence[Rollout]) -> float:
     return sum(len(ways) == 1 for ways in groups.values()) / max(len(groups), 1)
 
 
-def policy_trees(rollouts: Sequence[tuple[Rollout, Sequence[float]]]) -> list[Tree]:
-    """Samples that have a non-zero advantage, those with the same prompt sharing it. Advantages: one per step, none where invalid."""
+def policy_trees(rollouts: Sequence[tuple[Rollout, Sequence[float]]], informative: bool = True) -> list[Tree]:
+    """Samples of valid episodes, those with the same prompt sharing it; only ``informative`` ones: with an advantage that is not 0.
+
+    Advantages: one per step, none where invalid.
+    """
     by_prompt: dict[tuple[int, ...], list[Segment]] = {}
     for rollout, advantages in rollouts:
         for s, a in zip(rollout.samples if advantages else (), advantages, strict=True):
-            if a:
+            if a or not informative:
                 by_prompt.setdefault(s.prompt[:-1], []).append(Segment((s.prompt[-1], *s.ids), len(s.ids), a, s.logprobs))
     return [Tree(prefix, tuple(segments)) for prefix, segments in by_prompt.items()]
