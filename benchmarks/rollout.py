@@ -1,0 +1,236 @@
+"""The rollout engine and the trainer, each against the plain way to do the same, within one run.
+
+    python -m benchmarks.rollout            # one thread, some minutes; writes benchmarks/results/rollout.json
+
+- ``vs_hf_loop``: transitions per second in real TextWorld games (*easy*, probe), 64 episodes at once, against one episode after the other
+  with transformers' ``generate`` for each turn: same policy, same prompts, temperature and budgets.
+- ``ours_env_s``: 16 episodes of 3 turns whose environment takes 50 ms a step, with a policy that takes none (limit 0.15).
+- ``overhead_share``, ``overhead_ms_per_transition``: of the first, the time that is in neither the policy nor the environment.
+- ``trainer_ratio``: an update of the trainer against bare forward, backward and optimiser steps on the same batches, the forward pass
+  for the old log-probabilities included in both; ``trainer_ratio_without_old``: against the bare steps alone.
+
+Ratios are the best of three.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from rich.console import Console
+
+from benchmarks.grid import HERE, commit
+from dreamgym.core.env import Env, Info, RealSteps, Step
+from dreamgym.core.files import write_json
+from dreamgym.core.state import state_of_text
+from dreamgym.core.types import Task
+from dreamgym.envs.textworld.adapter import TextWorldAdapter
+from dreamgym.lm.local import LocalLM
+from dreamgym.lm.packing import IGNORED, collate, pack
+from dreamgym.pipeline.results import versions
+from dreamgym.pipeline.stages import shipped
+from dreamgym.rl.config import RLConfig
+from dreamgym.rl.context import Turn
+from dreamgym.rl.policy import ACTION_TOKENS, STATE_CONTEXT, Policy, Sample
+from dreamgym.rl.rollout import Rollout, Seat, rollouts
+from dreamgym.rl.trainer import Trainer, policy_trees
+
+GAMES, LONGEST = 64, 10
+console = Console(highlight=False)
+
+
+class Clock:
+    """Seconds spent inside what it wraps."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def actor(self, policy: Policy) -> "TimedActor":
+        return TimedActor(policy, self)
+
+
+class TimedActor:
+    def __init__(self, policy: Policy, clock: Clock) -> None:
+        self.policy, self.clock = policy, clock
+
+    def act(self, turns: Sequence[Turn]) -> list[Sample]:
+        start = time.perf_counter()
+        try:
+            return self.policy.act(turns)
+        finally:
+            self.clock.seconds += time.perf_counter() - start
+
+
+class TimedEnv:
+    """An environment whose time is counted; it computes without waiting, so its time is its own."""
+
+    def __init__(self, env: Env, clock: Clock) -> None:
+        self.env, self.clock = env, clock
+
+    async def reset(self, task: Task, seed: int) -> tuple[str, Info]:
+        start = time.perf_counter()
+        try:
+            return await self.env.reset(task, seed)
+        finally:
+            self.clock.seconds += time.perf_counter() - start
+
+    async def step(self, action: str) -> Step:
+        start = time.perf_counter()
+        try:
+            return await self.env.step(action)
+        finally:
+            self.clock.seconds += time.perf_counter() - start
+
+    async def close(self) -> None:
+        await self.env.close()
+
+
+class Slow:
+    """Three turns of 50 ms."""
+
+    async def reset(self, task: Task, seed: int) -> tuple[str, Info]:
+        self.turns = 0
+        return "[room] lamp: off", {"instruction": "wait"}
+
+    async def step(self, action: str) -> Step:
+        await asyncio.sleep(0.05)
+        self.turns += 1
+        return Step("[room] lamp: off", 0.0, self.turns == 3, False, {})
+
+    async def close(self) -> None:
+        pass
+
+
+class Instant:
+    """A policy that takes no time."""
+
+    def act(self, turns: Sequence[Turn]) -> list[Sample]:
+        return [Sample((1,), (2,), (0.0,), "wait") for _ in turns]
+
+
+def at_once(lm: LocalLM, adapter: TextWorldAdapter, tasks: Sequence[Task]) -> tuple[list[Rollout], float, float]:
+    """All episodes by the engine: rollouts, seconds, and seconds outside policy and environment."""
+    clock, counter = Clock(), RealSteps()
+    seats = [Seat(t, 0, 0) for t in tasks]
+    start = time.perf_counter()
+    played = rollouts(
+        clock.actor(Policy(lm, 1.0)), lambda seat, _: TimedEnv(adapter.env(counter), clock), seats, "real", adapter.name, longest=LONGEST
+    )
+    wall = time.perf_counter() - start
+    return played, wall, wall - clock.seconds
+
+
+def one_by_one(lm: LocalLM, adapter: TextWorldAdapter, tasks: Sequence[Task]) -> tuple[int, float]:
+    """A loop over episodes with transformers' ``generate``: transitions and seconds."""
+
+    async def episode(task: Task) -> int:
+        env = adapter.env(RealSteps())
+        observation, info = await env.reset(task, 0)
+        taken = 0
+        while taken < LONGEST:
+            turn = Turn(str(info["instruction"]), state_of_text(observation), ())
+            [prompt] = STATE_CONTEXT.prompts(lm, [turn])
+            with torch.inference_mode():
+                ids = lm.model.generate(
+                    torch.tensor([prompt]), do_sample=True, temperature=1.0, top_k=0, max_new_tokens=ACTION_TOKENS,
+                    pad_token_id=lm.pad, eos_token_id=lm.eos,
+                )[0, len(prompt) :]  # fmt: skip
+            step = await env.step(" ".join(lm.decode(ids.tolist()).split()))
+            taken += 1
+            observation = step.observation
+            if step.terminated or step.truncated:
+                break
+        await env.close()
+        return taken
+
+    start = time.perf_counter()
+    return sum(asyncio.run(episode(t)) for t in tasks), time.perf_counter() - start
+
+
+def slow_environment_s() -> float:
+    seats = [Seat(Task(id=f"slow/{i}", instruction="wait", first_state=()), 0, 0) for i in range(16)]
+    start = time.perf_counter()
+    rollouts(Instant(), lambda seat, _: Slow(), seats, "real", "slow")
+    return time.perf_counter() - start
+
+
+def trainer_against_bare(lm: LocalLM, played: Sequence[Rollout]) -> tuple[float, float]:
+    """Seconds of the trainer's update by those of bare steps on the same tokens: with the old log-probabilities, and without."""
+    config = RLConfig(iterations=1000)
+    trees = policy_trees([(r, [1.0 if i % 2 else -1.0 for i in range(len(r.samples))]) for i, r in enumerate(played)])
+    trainer = Trainer(lm, config, lambda seats: [], shipped("base"))
+    start = time.perf_counter()
+    trainer._update(trees)
+    ours = time.perf_counter() - start
+
+    rows = pack(trees, config.row_length)
+    batches = [collate(rows[i : i + config.rows], lm.pad, policy=True) for i in range(0, len(rows), config.rows)]
+    optimizer = torch.optim.AdamW(lm.model.parameters(), lr=1e-5, betas=(0.9, 0.98))
+    share = max(1, -(-len(batches) // config.updates))
+
+    def logp(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        where = batch["labels"][:, 1:] != IGNORED
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inputs = {k: batch[k] for k in ("input_ids", "position_ids", "attention_mask")}
+            logits = lm.model.lm_head(lm.model.model(**inputs, use_cache=False).last_hidden_state[:, :-1][where])
+        return torch.log_softmax(logits.float(), -1).gather(1, batch["labels"][:, 1:][where][:, None])[:, 0]
+
+    start = time.perf_counter()
+    with torch.no_grad():
+        for batch in batches:
+            logp(batch)
+    old = time.perf_counter() - start
+    start = time.perf_counter()
+    for _ in range(config.passes):
+        for first in range(0, len(batches), share):
+            for batch in batches[first : first + share]:
+                advantage = batch["advantages"][:, 1:][batch["labels"][:, 1:] != IGNORED]
+                (-(logp(batch) * advantage).mean()).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    bare = time.perf_counter() - start
+    return ours / (bare + old), ours / bare
+
+
+def best(work: Callable[[], float]) -> float:
+    return min(work() for _ in range(3))
+
+
+def main() -> None:
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    adapter = TextWorldAdapter("easy")
+    lm, tasks = LocalLM.load(shipped("base")), adapter.tasks("probe", GAMES)
+    at_once(lm, adapter, tasks[:8])  # games are made at their first use
+    one_by_one(lm, adapter, tasks[:2])
+    runs = []
+    for _ in range(3):
+        played, wall, outside = at_once(lm, adapter, tasks)
+        n = sum(len(r.episode.transitions) for r in played)
+        m, alone = one_by_one(lm, adapter, tasks[:16])
+        runs.append(
+            {"vs_hf_loop": n / wall / (m / alone), "overhead_share": outside / wall, "overhead_ms_per_transition": 1e3 * outside / n}
+        )
+        console.print(f"{n / wall:.0f} transitions/s at once, {m / alone:.0f} one by one, outside {outside / wall:.3f}")
+    ratios = [trainer_against_bare(LocalLM.load(shipped("base")), played) for _ in range(3)]
+    found = {
+        "vs_hf_loop": max(r["vs_hf_loop"] for r in runs),
+        "overhead_share": min(r["overhead_share"] for r in runs),
+        "overhead_ms_per_transition": min(r["overhead_ms_per_transition"] for r in runs),
+        "ours_env_s": best(slow_environment_s),
+        "trainer_ratio": min(with_old for with_old, _ in ratios),
+        "trainer_ratio_without_old": min(without for _, without in ratios),
+        "games": GAMES,
+        "longest": LONGEST,
+        "commit": commit(),
+        "versions": versions(),
+    }
+    write_json(HERE / "results" / "rollout.json", found)
+    console.print({k: round(v, 3) for k, v in found.items() if isinstance(v, float)})
+
+
+if __name__ == "__main__":
+    main()
