@@ -9,7 +9,7 @@
 - ``trainer_ratio``: an update of the trainer against bare forward, backward and optimiser steps on the same batches, the forward pass
   for the old log-probabilities included in both; ``trainer_ratio_without_old``: against the bare steps alone.
 
-Ratios are the best of three.
+Each side is measured three times by turns, and its best is taken, not the best ratio; shares are medians.
 """
 
 import os
@@ -18,7 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
 
 import torch
 from rich.console import Console
@@ -43,14 +45,11 @@ GAMES, LONGEST = 64, 10
 console = Console(highlight=False)
 
 
+@dataclass
 class Clock:
-    """Seconds spent inside what it wraps."""
+    """Seconds spent inside what is given it."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def actor(self, policy: Policy) -> "TimedActor":
-        return TimedActor(policy, self)
+    seconds: float = 0.0
 
 
 class TimedActor:
@@ -118,7 +117,12 @@ def at_once(lm: LocalLM, adapter: TextWorldAdapter, tasks: Sequence[Task]) -> tu
     seats = [Seat(t, 0, 0) for t in tasks]
     start = time.perf_counter()
     played = rollouts(
-        clock.actor(Policy(lm, 1.0)), lambda seat, _: TimedEnv(adapter.env(counter), clock), seats, "real", adapter.name, longest=LONGEST
+        TimedActor(Policy(lm, 1.0), clock),
+        lambda seat, _: TimedEnv(adapter.env(counter), clock),
+        seats,
+        "real",
+        adapter.name,
+        longest=LONGEST,
     )
     wall = time.perf_counter() - start
     return played, wall, wall - clock.seconds
@@ -158,8 +162,8 @@ def slow_environment_s() -> float:
     return time.perf_counter() - start
 
 
-def trainer_against_bare(lm: LocalLM, played: Sequence[Rollout]) -> tuple[float, float]:
-    """Seconds of the trainer's update by those of bare steps on the same tokens: with the old log-probabilities, and without."""
+def trainer_and_bare_s(lm: LocalLM, played: Sequence[Rollout]) -> tuple[float, float, float]:
+    """Seconds of the trainer's update, of the bare pass for old log-probabilities and of bare steps, on the same tokens."""
     config = RLConfig(iterations=1000)
     trees = policy_trees([(r, [1.0 if i % 2 else -1.0 for i in range(len(r.samples))]) for i, r in enumerate(played)])
     trainer = Trainer(lm, config, lambda seats: [], shipped("base"))
@@ -193,11 +197,7 @@ def trainer_against_bare(lm: LocalLM, played: Sequence[Rollout]) -> tuple[float,
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     bare = time.perf_counter() - start
-    return ours / (bare + old), ours / bare
-
-
-def best(work: Callable[[], float]) -> float:
-    return min(work() for _ in range(3))
+    return ours, old, bare
 
 
 def main() -> None:
@@ -206,23 +206,24 @@ def main() -> None:
     lm, tasks = LocalLM.load(shipped("base")), adapter.tasks("probe", GAMES)
     at_once(lm, adapter, tasks[:8])  # games are made at their first use
     one_by_one(lm, adapter, tasks[:2])
-    runs = []
+    together, apart, outsides, shares = [], [], [], []
     for _ in range(3):
         played, wall, outside = at_once(lm, adapter, tasks)
         n = sum(len(r.episode.transitions) for r in played)
         m, alone = one_by_one(lm, adapter, tasks[:16])
-        runs.append(
-            {"vs_hf_loop": n / wall / (m / alone), "overhead_share": outside / wall, "overhead_ms_per_transition": 1e3 * outside / n}
-        )
+        together.append(n / wall)
+        apart.append(m / alone)
+        outsides.append(1e3 * outside / n)
+        shares.append(outside / wall)
         console.print(f"{n / wall:.0f} transitions/s at once, {m / alone:.0f} one by one, outside {outside / wall:.3f}")
-    ratios = [trainer_against_bare(LocalLM.load(shipped("base")), played) for _ in range(3)]
+    ours, old, bare = map(min, zip(*(trainer_and_bare_s(LocalLM.load(shipped("base")), played) for _ in range(3)), strict=True))
     found = {
-        "vs_hf_loop": max(r["vs_hf_loop"] for r in runs),
-        "overhead_share": min(r["overhead_share"] for r in runs),
-        "overhead_ms_per_transition": min(r["overhead_ms_per_transition"] for r in runs),
-        "ours_env_s": best(slow_environment_s),
-        "trainer_ratio": min(with_old for with_old, _ in ratios),
-        "trainer_ratio_without_old": min(without for _, without in ratios),
+        "vs_hf_loop": max(together) / max(apart),
+        "overhead_share": median(shares),
+        "overhead_ms_per_transition": median(outsides),
+        "ours_env_s": min(slow_environment_s() for _ in range(3)),
+        "trainer_ratio": ours / (bare + old),
+        "trainer_ratio_without_old": ours / bare,
         "games": GAMES,
         "longest": LONGEST,
         "commit": commit(),

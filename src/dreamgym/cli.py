@@ -44,18 +44,13 @@ def _open(folder: Path, config: Path | None, overrides: list[str] | None) -> Run
 
 
 def _stages(run: Run, *names: str) -> None:
-    from dreamgym.pipeline.reinforce import may_go_on
+    from dreamgym.pipeline.reinforce import reopen
     from dreamgym.pipeline.stages import AFTER, STAGES, audit_is_old
 
     for name in names:
         if name == "audit" and audit_is_old(run):
             run.forget(name)
-        if may_go_on(run, name):
-            later = {"train": ("eval-policy", "audit", "long-audit", "sim-to-real", "eval-s2r"), "sim-to-real": ("eval-s2r",)}[name]
-            for gone in (name, *later):
-                run.forget(gone)
-                for path in run.folder.glob(f"{gone}-*.jsonl"):  # of the policy before it
-                    path.unlink()
+        reopen(run, name)
         run.stage(name, lambda name=name: {**STAGES, **AFTER}[name](run))  # type: ignore[misc]
 
 

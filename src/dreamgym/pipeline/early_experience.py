@@ -23,7 +23,7 @@ from dreamgym.envs.adapter import Adapter
 from dreamgym.lm.fit import FitConfig, fit
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.packing import Segment, Tree, pack
-from dreamgym.pipeline.learn import Report, demonstration_trees, quiet
+from dreamgym.pipeline.learn import demonstration_trees
 from dreamgym.rl.context import Turn
 from dreamgym.rl.policy import STATE_CONTEXT, Policy
 from dreamgym.rl.reflective import ReflectiveContext
@@ -137,24 +137,24 @@ def reflection_trees(lm: LocalLM, tried: Sequence[Tried], context: ReflectiveCon
     return trees
 
 
-def implicit_world_modelling(base: str | Path, tried: Sequence[Tried], config: FitConfig, folder: Path, report: Report = quiet) -> LocalLM:
+def implicit_world_modelling(base: str | Path, tried: Sequence[Tried], config: FitConfig, folder: Path) -> LocalLM:
     """One epoch of what actions do, then imitation for the rest of ``config``'s updates; saved in ``folder``."""
     lm = LocalLM.load(base)
     demonstrations = {t.episode.id: t.episode for t in tried}
     world, imitation = world_trees(lm, tried), demonstration_trees(lm, list(demonstrations.values()))
-    fit(lm.model, world, config.model_copy(update={"epochs": 1.0}), folder / "checkpoints" / "world", report)
+    fit(lm.model, world, config.model_copy(update={"epochs": 1.0}), folder / "checkpoints" / "world")
     rows = len(pack(imitation, config.row_length))
     left = max(config.epochs - len(pack(world, config.row_length)) / rows, 1.0)
-    fit(lm.model, imitation, config.model_copy(update={"epochs": left}), folder / "checkpoints" / "imitation", report)
+    fit(lm.model, imitation, config.model_copy(update={"epochs": left}), folder / "checkpoints" / "imitation")
     lm.save(folder)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return LocalLM.load(folder)
 
 
-def self_reflection(base: str | Path, tried: Sequence[Tried], config: FitConfig, folder: Path, report: Report = quiet) -> LocalLM:
+def self_reflection(base: str | Path, tried: Sequence[Tried], config: FitConfig, folder: Path) -> LocalLM:
     """Reasons and actions, for ``config``'s epochs; the policy is used with ``ReflectiveContext``. Saved in ``folder``."""
     lm = LocalLM.load(base)
-    fit(lm.model, reflection_trees(lm, tried, ReflectiveContext()), config, folder / "checkpoints", report)
+    fit(lm.model, reflection_trees(lm, tried, ReflectiveContext()), config, folder / "checkpoints")
     lm.save(folder)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return LocalLM.load(folder)

@@ -45,12 +45,21 @@ def sim_to_real(run: Run) -> dict[str, object]:
     return _reinforce(run, run.config.s2r, ("policy", "s2r_run", "s2r"), None, None)
 
 
-def may_go_on(run: Run, stage: str) -> bool:
-    """Whether a finished stage of policy learning ended for want of a budget that has been raised since."""
-    if stage not in ("train", "sim-to-real") or not run.done(stage):
-        return False
+STALE = {"train": ("eval-policy", "audit", "long-audit", "sim-to-real", "eval-s2r"), "sim-to-real": ("eval-s2r",)}
+"""What was made of the policy that a stage leaves, by that stage."""
+
+
+def reopen(run: Run, stage: str) -> None:
+    """Let a finished stage of policy learning go on where it ended for want of a budget that has been raised since."""
+    if stage not in STALE or not run.done(stage):
+        return
     found, now = run.summary(stage), (run.config.rl if stage == "train" else run.config.s2r).real_budget
-    return found.get("ended") == "budget" and (now is None or now > int(str(found["real_budget"])))
+    if found.get("ended") != "budget" or (now is not None and now <= int(str(found["real_budget"]))):
+        return
+    for name in (stage, *STALE[stage]):
+        run.forget(name)
+        for path in run.folder.glob(f"{name}-*.jsonl"):
+            path.unlink()
 
 
 def _reinforce(
