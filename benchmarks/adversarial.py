@@ -2,7 +2,8 @@
 
     python -m benchmarks.adversarial easy          # writes benchmarks/results/adversarial-easy.json
 
-Scenes come from real wins of the competent explorer on test games; its steps and those of the attacks are counted as audit.
+Scenes come from real wins of the competent explorer on test games; its steps and those of the attacks are counted as audit. The
+attacks come twice: on the experience model as runs have it, where a success needs a precedent in the logs, and without that.
 """
 
 import os
@@ -10,7 +11,8 @@ import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks.grid import HERE, Cell, commit
+from benchmarks.cells import HERE, commit
+from benchmarks.grid import Cell
 from dreamgym.core.env import RealSteps
 from dreamgym.core.files import write_json
 from dreamgym.core.types import StopReason
@@ -31,14 +33,17 @@ def main(level: str) -> None:
     buffer.add(cell.logs)
     player = cell.experience()[0]
     assert isinstance(player, LocalExperienceModel)
-    model = LocalExperienceModel(player.lm, ExperienceConfig(), buffer.snapshot())
+    model = LocalExperienceModel(player.lm, ExperienceConfig(), buffer.snapshot(), cell.wins)
+    alone = LocalExperienceModel(player.lm, ExperienceConfig(), buffer.snapshot())
     counter = RealSteps()
     expert = Scripted(cell.adapter.explorers()["expert"])
     seats = seats_for(cell.adapter.tasks("test", GAMES), 0)
     played = [r.episode for r in play_real(expert, cell.adapter, seats, counter, "audit", "expert")]
     won = [e for e in played if e.stop == StopReason.WON]
-    found = attack_run(model, cell.adapter, won, counter)
-    result = {"level": level, "games": len(won), **found.result(), "real_steps_audit": counter.total}
+    found = attack_run(model, cell.adapter, won, counter).result()
+    without = attack_run(alone, cell.adapter, won, counter).result()
+    shown = {k: without[k] for k in ("granted", "due_granted", "granted_by_kind", "examples")}
+    result = {"level": level, "games": len(won), **found, "without_precedent": shown, "real_steps_audit": counter.total}
     write_json(HERE / "results" / f"adversarial-{level}.json", {**result, "commit": commit(), "versions": versions()})
     for name, value in result.items():
         print(f"{name:20} {value}")

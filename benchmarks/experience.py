@@ -8,7 +8,7 @@ It needs the cells of ``ABLATIONS`` and ``DATA`` (``python -m benchmarks.grid LE
 
 import sys
 
-from benchmarks.grid import HERE, LEVELS, SEEDS, cell_path, commit
+from benchmarks.cells import HERE, LEVELS, SEEDS, cell_path, commit
 from benchmarks.tables import audit_of, cells, console, rates, rows, spread
 from dreamgym.core.files import read_json, write_json
 from dreamgym.pipeline.results import versions

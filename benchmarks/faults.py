@@ -15,7 +15,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import TypeVar
 
-from benchmarks.grid import HERE, commit, shipped
+from benchmarks.cells import HERE, commit
 from benchmarks.loopback import FAULTS, RETRY_AFTER_S, LoopbackServer, from_logs
 from dreamgym.core.files import read_episodes, write_json
 from dreamgym.core.types import Episode
@@ -27,6 +27,7 @@ from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.pipeline.fidelity import Replayed
 from dreamgym.pipeline.play import play_dream
 from dreamgym.pipeline.results import versions
+from dreamgym.pipeline.stages import shipped
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.rl.rollout import Rollout, Seat
 

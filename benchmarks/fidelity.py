@@ -11,7 +11,8 @@ import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks.grid import GRPO, HERE, WORK, Cell, cell_path, commit, console
+from benchmarks.cells import GRPO, HERE, WORK, cell_path, commit
+from benchmarks.grid import Cell, console
 from dreamgym.core.files import write_json
 from dreamgym.experience.fidelity import local_draws
 from dreamgym.experience.model import LocalExperienceModel
@@ -43,8 +44,8 @@ def main(level: str) -> None:
     frozen = ReplayBuffer()
     frozen.add(cell.logs)
     prompt = model.config.model_copy(update={"same_task": False})
-    judge = LocalExperienceModel(model.lm, prompt, frozen.snapshot())
-    draw = local_draws(model.lm, prompt, frozen.snapshot())
+    judge = LocalExperienceModel(model.lm, prompt, frozen.snapshot(), cell.wins)
+    draw = local_draws(model.lm, prompt, frozen.snapshot(), cell.wins)
     found = fidelity_run(cell.audit_config(), cell.adapter, judge, draw, cell.logs, policies, list(marks.values()))
     write_json(HERE / "results" / f"fidelity-{level}.json", {"level": level, **found, "commit": commit(), "versions": versions()})
     for name, value in found.items():

@@ -11,22 +11,40 @@ cells go on where they were. Methods: ``base``, ``sft``, ``sft_all``, ``grpo_dre
 ``+filtered``, ``+2k_steps`` to ``+40k_steps``; without rewards ``dpo``, ``iwm``, ``self_reflection``.
 """
 
-import ast
-import functools
-import hashlib
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from rich.console import Console
 
+from benchmarks.cells import (
+    BASELINES,
+    DECIDES,
+    EXPERIENCE,
+    EXPERIENCE_METHODS,
+    EXPERIENCE_ROWS,
+    GRPO,
+    LEVELS,
+    METHODS,
+    PROBE,
+    SEEDS,
+    SFT,
+    TEST_GAMES,
+    VARIANTS,
+    WORK,
+    cell_config,
+    cell_path,
+    code_hash,
+    commit,
+    prompt_of,
+    stale_cells,
+    variant_of,
+)
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import DreamgymError
 from dreamgym.core.files import read_json, write_json
@@ -36,6 +54,7 @@ from dreamgym.experience.annotate import GenericTeacher, annotate
 from dreamgym.experience.cautious import Cautious
 from dreamgym.experience.fidelity import local_draws
 from dreamgym.experience.model import ExperienceModel, LocalExperienceModel
+from dreamgym.experience.precedent import precedents
 from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
@@ -57,178 +76,7 @@ from dreamgym.rl.config import RLConfig
 from dreamgym.rl.policy import ACTION_TOKENS, STATE_CONTEXT, Policy
 from dreamgym.rl.reflective import REFLECTION_TOKENS, ReflectiveContext
 
-HERE = Path(__file__).parent
-WORK, CELLS, SAME = HERE / "work", HERE / "results" / "cells", HERE / "results" / "same_code.json"
-SOURCE = HERE.parent / "src" / "dreamgym"
-LEARNED = (
-    "core/state.py",
-    "core/grammar.py",
-    "core/seeding.py",
-    "core/types.py",
-    "core/files.py",
-    "lm/*.py",
-    "pipeline/learn.py",
-    "pipeline/logs.py",
-    "envs/textworld/view.py",
-    "rl/context.py",
-)
-PLAYED = (
-    *LEARNED,
-    "core/env.py",
-    "core/record.py",
-    "core/lockstep.py",
-    "envs/textworld/env.py",
-    "envs/textworld/games.py",
-    "envs/textworld/mapper.py",
-    "rl/policy.py",
-    "rl/rollout.py",
-    "pipeline/play.py",
-)
-REINFORCED = (
-    *PLAYED,
-    "dream.py",
-    "rl/advantages.py",
-    "rl/config.py",
-    "rl/credit.py",
-    "rl/critic.py",
-    "rl/losses.py",
-    "rl/monitors.py",
-    "rl/trainer.py",
-    "curriculum/*.py",
-    "pipeline/rl_run.py",
-)
-TAUGHT = (
-    "replay/__init__.py",
-    "replay/contract.py",
-    "replay/buffer.py",
-    "replay/columns.py",
-    "replay/encoder.py",
-    "replay/search.py",
-    "replay/store.py",
-    "experience/annotate.py",
-    "experience/kinds.py",
-    "experience/prompt.py",
-    "experience/sft.py",
-    "envs/textworld/teacher.py",
-)
-DREAMED = (
-    "experience/model.py",
-    "experience/cautious.py",
-    "experience/audit.py",
-    "replay/enrichment.py",
-    "envs/textworld/adapter.py",
-    "envs/textworld/behaviours.py",
-    "pipeline/audit.py",
-)
-DECIDES = {
-    "warm": LEARNED,
-    "experience": (*LEARNED, *TAUGHT),
-    "sft": PLAYED,
-    "dpo": (*PLAYED, "pipeline/preference.py"),
-    "iwm": (*PLAYED, "pipeline/early_experience.py"),
-    "self_reflection": (*PLAYED, "pipeline/early_experience.py", "rl/reflective.py"),
-    "grpo_real": REINFORCED,
-    "grpo_dream": (*REINFORCED, *TAUGHT, *DREAMED),
-}
-"""Modules whose code decides a model or a cell, by its kind; docstrings and comments do not count."""
-
-VARIANTS = {"full": {}, "no_reasoning": {"reasoning": False}, "no_retrieval": {"k": 0}, "no_sheet": {"sheet": False}}
-"""What the experience model is shown and says, by ablation."""
-EXPERIENCE_ROWS: dict[str, dict[str, Any]] = {
-    "k3": {"prompt": {"k": 3}},
-    "best_first": {"prompt": {"k": 3, "best_last": False}},
-    "history": {"view": "current", "prompt": {"history": 8}},
-    "no_history": {"view": "current"},
-    "generic_teacher": {"teacher": "generic"},
-    "no_reasoning_cautious": {"model": "no_reasoning", "prompt": {"reasoning": False}, "cautious": {"samples": 4, "above": 0.5}},
-    "real_frozen": {"model": "full", "enrichment": "real_frozen"},
-    "filtered": {"model": "full", "enrichment": "filtered", "surprise": 0.25},
-    **{f"{n // 1000}k_steps": {"logged_steps": n, "whole_tasks": True, "epochs_at_most": 20.0} for n in (2_000, 10_000, 20_000, 40_000)},
-}
-"""Further rows about the experience model. ``view``: states without what closed containers were seen to hold, with and without
-the episode's last 8 steps in the prompt; policies are trained in the same view. ``model``: the experience model of that variant, here
-silent where its draws disagree. ``enrichment``: what of the dream comes into the buffer (else all that is valid). With fewer logged
-steps the epochs grow, so that the updates stay the same, up to ``epochs_at_most``."""
-EXPERIENCE = {
-    level: {"epochs": epochs, "learning_rate": 2e-3, "row_length": 320, "rows": 16} for level, epochs in (("easy", 2.5), ("standard", 2.0))
-}
-SFT = {level: {"epochs": 20.0, "rows": 4, "learning_rate": 1e-3} for level in ("easy", "standard")}
-"""Epochs chosen on probe (100 games, one seed; docs/results.md)."""
-GRPO = {"easy": {"iterations": 30}, "standard": {"iterations": 40}}
-PROBE = {"every": 5, "games": 100}
-TEST_GAMES = 150
-METHODS = ("base", "sft", "sft_all", "grpo_real", "grpo_dream", *(f"grpo_dream+{v}" for v in VARIANTS if v != "full"))
-LEVELS = ("easy", "standard")
-EXPERIENCE_METHODS = tuple(f"grpo_dream+{v}" for v in EXPERIENCE_ROWS)
-BASELINES: dict[str, dict[str, float]] = {
-    "dpo": {"epochs": 3.0, "learning_rate": 1e-4, "beta": 0.1},
-    "iwm": {"alternatives": 3},
-    "self_reflection": {"alternatives": 3},
-}
-"""Without rewards: DPO on logged failures, and Early Experience, whose alternatives are executed for real and counted as steps of RL."""
-SEEDS = (0, 1, 2)
 console = Console(highlight=False)
-
-
-@functools.cache
-def code_hash(level: str, kind: str) -> str:
-    """What names a cell: the hash of the code, or of the earliest code whose results are the same (``benchmarks.neutral``)."""
-    same, code = read_json(SAME) if SAME.exists() else {}, own_hash(level, kind)
-    while code in same:
-        code = str(same[code])
-    return code
-
-
-@functools.cache
-def own_hash(level: str, kind: str) -> str:
-    """Of the deciding modules without docstrings, and of the level's data, as they were when the process began."""
-    digest = hashlib.blake2b(digest_size=5)
-    for pattern in DECIDES[kind]:
-        for path in sorted(SOURCE.glob(pattern)):
-            tree = ast.parse(path.read_text())
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                    node.body = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))] or [
-                        ast.Pass()
-                    ]
-            digest.update(ast.dump(tree).encode())
-    for data in ("panels.json", f"logs-{level}.jsonl.xz", "base/model.safetensors", "base/tokenizer.json", "base/config.json"):
-        digest.update((SOURCE / "data" / data).read_bytes())
-    return digest.hexdigest()
-
-
-def cell_config(level: str, method: str) -> dict[str, object]:
-    """All that a cell depends on beside its seed."""
-    code = code_hash(level, kind_of(method))
-    config: dict[str, object] = {"level": level, "method": method, "sft": SFT[level], "test_games": TEST_GAMES, "code": code}
-    if method in BASELINES:
-        config |= {"baseline": BASELINES[method]}
-    if method.startswith("grpo"):
-        config |= {"grpo": GRPO[level], "probe": PROBE}
-    if method.startswith("grpo_dream"):
-        config |= {"experience": EXPERIENCE[level], "variant": variant(method)}
-    return config
-
-
-def kind_of(method: str) -> str:
-    """The key of ``DECIDES``."""
-    kind = method.partition("+")[0]
-    return kind if kind in DECIDES else "sft"
-
-
-def variant_of(method: str) -> str:
-    return method.partition("+")[2] or "full"
-
-
-def variant(method: str) -> dict[str, object]:
-    """What sets this arm's experience model apart: keys of its prompt for an ablation, a row's description for the others."""
-    name = variant_of(method)
-    return VARIANTS[name] if name in VARIANTS else EXPERIENCE_ROWS[name]
-
-
-def prompt_of(method: str) -> dict[str, object]:
-    name = variant_of(method)
-    return VARIANTS[name] if name in VARIANTS else EXPERIENCE_ROWS[name].get("prompt", {})
 
 
 def first_steps(logs: list[Episode], steps: int) -> list[Episode]:
@@ -244,15 +92,6 @@ def first_steps(logs: list[Episode], steps: int) -> list[Episode]:
     return kept
 
 
-def cell_path(level: str, method: str, seed: int) -> Path:
-    return CELLS / f"{level}-{method}-s{seed}-{config_hash(cell_config(level, method))}.json"
-
-
-def stale_cells(level: str, method: str, seed: int) -> list[Path]:
-    """Files of this cell with another hash."""
-    return [p for p in CELLS.glob(f"{level}-{method}-s{seed}-*.json") if p != cell_path(level, method, seed)]
-
-
 class Cell:
     """One training and its evaluation."""
 
@@ -264,7 +103,7 @@ class Cell:
         self.logs = shipped_logs(shipped(f"logs-{level}.jsonl.xz"), self.adapter)
         self.known = first_steps(self.logs, self.row["logged_steps"]) if "logged_steps" in self.row else self.logs
         """What of the logs the experience model, the buffer and the dream's tasks come from."""
-        self.tasks = tasks_of(self.known)
+        self.tasks, self.wins = tasks_of(self.known), precedents(self.known)
         self.counter = RealSteps()
         self.commit = commit()
         self.wall: dict[str, float] = {}
@@ -416,10 +255,10 @@ class Cell:
 
     def player(self, lm: LocalLM, prompt: ExperienceConfig, buffer: ReplayBuffer) -> ExperienceModel:
         """The experience model over a buffer, cautious where the row says so."""
-        model = LocalExperienceModel(lm, prompt, buffer.snapshot())
+        model = LocalExperienceModel(lm, prompt, buffer.snapshot(), self.wins)
         if "cautious" not in self.row:
             return model
-        return Cautious(model, lambda retrieval: local_draws(lm, prompt, retrieval), buffer.snapshot(), **self.row["cautious"])
+        return Cautious(model, lambda retrieval: local_draws(lm, prompt, retrieval, self.wins), buffer.snapshot(), **self.row["cautious"])
 
     def grpo(self) -> tuple[LocalLM, int, float, ExperienceModel | None]:
         """GRPO in the dream or for real: policy, updates, seconds, experience model (frozen buffer of logs, own task excluded)."""
@@ -459,11 +298,6 @@ def wall_s(folder: Path) -> float:
     """Seconds that a shared model took; 0 where none were noted."""
     path = folder / "wall_s.json"
     return float(str(read_json(path)["wall_s"])) if path.exists() else 0.0
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
 
 
 def listing() -> None:

@@ -11,6 +11,7 @@ otherwise it names the files and ends with 1.
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -39,12 +40,18 @@ def small_form(level: str, out: Path) -> None:
 
     import benchmarks.grid as grid
 
+    named = importlib.import_module("benchmarks.cells") if importlib.util.find_spec("benchmarks.cells") else grid
+
+    def put(**values: object) -> None:
+        for name, value in values.items():
+            for module in {grid, named}:
+                setattr(module, name, value)
+
     torch.set_num_threads(1)
     models = {f"{kind}-{name}": newest(f"{level}-{kind}-{name}*", f"{level}-{kind}-*", f"*-{kind}-*") for kind, name in MODELS.items()}
-    grid.WORK, grid.CELLS = out / "trained", out / "cells"
-    grid.TEST_GAMES, grid.PROBE, grid.GRPO = 6, {"every": 2, "games": 4}, {level: {"iterations": 2, "tasks": 12, "group": 3}}
-    grid.SFT = {level: {**grid.SFT[level], "epochs": 0.5}}
-    grid.EXPERIENCE = {level: {**grid.EXPERIENCE[level], "epochs": 0.1}}
+    put(WORK=out / "trained", CELLS=out / "cells", TEST_GAMES=6, PROBE={"every": 2, "games": 4})
+    put(GRPO={level: {"iterations": 2, "tasks": 12, "group": 3}}, SFT={level: {**grid.SFT[level], "epochs": 0.5}})
+    put(EXPERIENCE={level: {**grid.EXPERIENCE[level], "epochs": 0.1}})
 
     def small_cell(method: str) -> grid.Cell:
         cell = grid.Cell(level, method, 0)
@@ -57,13 +64,12 @@ def small_form(level: str, out: Path) -> None:
         if method.startswith("grpo_dream"):
             cell.experience()
         cell.warm()
-    grid.WORK = out / "played"
+    put(WORK=out / "played")
     for training, model in (("warm_start", "sft-s0"), ("train_experience", "experience-full")):
         setattr(grid, training, copy_of(models[model], out))
     for method in METHODS:
         small_cell(method).run()
-    own = getattr(grid, "own_hash", grid.code_hash)
-    (out / "code.json").write_text(json.dumps({kind: own(level, kind) for kind in grid.DECIDES}))
+    (out / "code.json").write_text(json.dumps({kind: named.own_hash(level, kind) for kind in grid.DECIDES}))
 
 
 def newest(*patterns: str) -> Path:

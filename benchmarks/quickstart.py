@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.grid import HERE, commit
+from benchmarks.cells import HERE, commit
 from dreamgym.core.files import read_json, write_json
 from dreamgym.pipeline.results import versions
 

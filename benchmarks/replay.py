@@ -8,7 +8,7 @@ It needs the files of ``benchmarks.replay_store`` and ``benchmarks.replay_backfi
 
 import sys
 
-from benchmarks.grid import HERE, SEEDS, cell_path, commit
+from benchmarks.cells import HERE, SEEDS, cell_path, commit
 from benchmarks.tables import audit_of, cells, console, rates, rows, spread
 from dreamgym.core.files import read_json, write_json
 from dreamgym.pipeline.results import versions

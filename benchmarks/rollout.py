@@ -25,7 +25,7 @@ from statistics import median
 import torch
 from rich.console import Console
 
-from benchmarks.grid import HERE, commit
+from benchmarks.cells import HERE, commit
 from dreamgym.core.env import Env, Info, RealSteps, Step
 from dreamgym.core.files import write_json
 from dreamgym.core.state import state_of_text

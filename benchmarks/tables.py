@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 
 from rich.console import Console
 
-from benchmarks.grid import CELLS, EXPERIENCE_METHODS, HERE, LEVELS, METHODS, SEEDS, cell_path, commit
+from benchmarks.cells import CELLS, EXPERIENCE_METHODS, HERE, LEVELS, METHODS, SEEDS, cell_path, commit
 from dreamgym.core.files import read_json, write_json
 from dreamgym.pipeline.results import AUDIT_KEYS, versions
 from dreamgym.pipeline.stages import shipped

@@ -150,7 +150,7 @@ def test_each_sign_of_trouble_is_told_once_it_lasts():
     limits = Limits(reward_sd=0.1, grad_norm=5.0)
     assert alarms([], limits) == []
     assert alarms([calm] * 5, limits) == []
-    bad = {"reward_sd": 0.0, "surprisal": 0.0, "zero_variance_groups": 1.0, "repeated": 0.9, "invalid": 0.5}
+    bad = {"reward_sd": 0.0, "surprisal": 0.0, "zero_variance_groups": 1.0, "repeated": 0.9, "invalid": 0.5, "identical_groups": 0.95}
     bad |= {"grad_norm": 9.0, "dream_gap": 0.6}
     for name, value in bad.items():
         worse = calm | {name: value}

@@ -16,9 +16,9 @@ from dreamgym.replay.upkeep import compact
 @given(
     st.integers(1, 40).flatmap(lambda n: hnp.arrays(np.float32, (n, 3), elements=st.integers(-2, 2).map(float))),
     hnp.arrays(np.float32, (4, 3), elements=st.integers(-2, 2).map(float)),
-    st.integers(1, 6), st.randoms(use_true_random=False), st.sampled_from([1, 4, 7, 100]),
+    st.integers(1, 6), st.randoms(use_true_random=False), st.sampled_from([1, 4, 7, 100]), st.integers(1, 5),
 )  # fmt: skip
-def test_the_search_equals_brute_force_with_ties_to_the_older(matrix, queries, k, rng, block):
+def test_the_search_equals_brute_force_with_ties_to_the_older(matrix, queries, k, rng, block, together):
     n = len(matrix)
     visible = np.array([rng.random() < 0.8 for _ in range(n)])
     tasks = np.array([rng.randrange(3) for _ in range(n)], np.int32)
@@ -26,11 +26,12 @@ def test_the_search_equals_brute_force_with_ties_to_the_older(matrix, queries, k
     hidden = [Hidden(slice(a, b), 1), Hidden(None, 2), Hidden(slice(a, b), None), Hidden()]
     import dreamgym.replay.search as search
 
-    before, search.BLOCK = search.BLOCK, block
+    before = search.BLOCK, search.TOGETHER
+    search.BLOCK, search.TOGETHER = block, together
     try:
         ids, scores = exact(matrix, queries, k, visible, hidden, tasks)
     finally:
-        search.BLOCK = before
+        search.BLOCK, search.TOGETHER = before
     for q, (span, task), row, values in zip(queries, hidden, ids.tolist(), scores.tolist(), strict=True):
         allowed = [i for i in range(n) if visible[i] and not (span and span.start <= i < span.stop) and tasks[i] != task]
         wanted = sorted(allowed, key=lambda i: (-float(matrix[i] @ q), i))[:k]

@@ -72,16 +72,17 @@ def train_experience(overrides: Overrides = None, run: RunFolder = DEFAULT, conf
     _stages(_open(run, config, overrides), "collect", "annotate", "base", "train-experience")
 
 
-Phases = Annotated[str, typer.Option("--stages", help="dream, or dream,real: then learn on in the real environment within s2r.real_budget")]
+PHASES = {"start": (), "dream": ("train",), "dream,real": ("train", "sim-to-real")}
+PHASES_HELP = "start: only what training starts from; dream; or dream,real: then learn on in the real environment within s2r.real_budget"
+Phases = Annotated[str, typer.Option("--stages", help=PHASES_HELP)]
 
 
 @app.command()
 def train(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None, phases: Phases = "dream") -> None:
     """Warm-start the policy on demonstrations, then GRPO or PPO in the dream (or, rl.environment=real, the control)."""
-    if phases not in ("dream", "dream,real"):
-        raise ConfigError(f"--stages {phases}: use dream or dream,real")
-    after = ("sim-to-real",) if phases == "dream,real" else ()
-    _stages(_open(run, config, overrides), "collect", "annotate", "base", "train-experience", "warm-start", "train", *after)
+    if phases not in PHASES:
+        raise ConfigError(f"--stages {phases}: use start, dream or dream,real")
+    _stages(_open(run, config, overrides), "collect", "annotate", "base", "train-experience", "warm-start", *PHASES[phases])
 
 
 @app.command("eval")

@@ -35,6 +35,8 @@ class StopReason(StrEnum):
     """The experience model's change did not fit the state, after the allowed number of samples."""
     INVALID_UNCERTAIN = "invalid_uncertain"
     """The experience model's draws disagreed with its reply more than is allowed."""
+    INVALID_SUCCESS = "invalid_success"
+    """The experience model reported a success by an action of a form that never won in the logs."""
     INVALID_ENV = "invalid_env"
     """The environment itself failed."""
 

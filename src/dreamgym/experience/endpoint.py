@@ -16,7 +16,8 @@ from dreamgym.core.state import InconsistentChange, apply_change
 from dreamgym.core.types import StopReason, Transition
 from dreamgym.endpoint.config import Answer, Ask, Chat, Message
 from dreamgym.experience.chat import EndpointReply, parse_step, reply_schema, step_messages
-from dreamgym.experience.model import Prediction
+from dreamgym.experience.model import Prediction, held
+from dreamgym.experience.precedent import Precedents
 from dreamgym.experience.prompt import ExperienceConfig, PromptBuilder, Request
 from dreamgym.replay.contract import Retrieval
 
@@ -24,8 +25,10 @@ from dreamgym.replay.contract import Retrieval
 class EndpointExperienceModel:
     """Plays the environment through a chat server, or a chat model in this process. Satisfies ``ExperienceModel``."""
 
-    def __init__(self, endpoint: Chat, config: ExperienceConfig, reply: EndpointReply, retrieval: Retrieval) -> None:
-        self.endpoint, self.config, self.reply = endpoint, config, reply
+    def __init__(
+        self, endpoint: Chat, config: ExperienceConfig, reply: EndpointReply, retrieval: Retrieval, wins: Precedents | None = None
+    ) -> None:
+        self.endpoint, self.config, self.reply, self.wins = endpoint, config, reply, wins
         self.calls = 0
         self.remembered = 0
         self.reasons: dict[str, int] = {}
@@ -115,7 +118,7 @@ class EndpointExperienceModel:
         )
 
     def _check(self, answer: Answer, request: Request) -> Prediction:
-        """An answer as a prediction: parsed strictly, then held against the state."""
+        """An answer as a prediction: parsed strictly, then held against the state and what has won before."""
         if answer.failed:
             return self._invalid(StopReason.INVALID_ENV, answer.error, answer.error)
         if answer.error:
@@ -128,7 +131,8 @@ class EndpointExperienceModel:
             apply_change(request.state, reply.change)
         except InconsistentChange as e:
             return self._invalid(StopReason.INVALID_CHANGE, str(e).partition(":")[0], answer.text)
-        return Prediction(reply, None, answer.text)
+        said = held(Prediction(reply, None, answer.text), request, self.wins)
+        return said if said.reply else self._invalid(StopReason.INVALID_SUCCESS, "no action of this form has won", answer.text)
 
     def _invalid(self, stop: StopReason, reason: str, text: str) -> Prediction:
         self.reasons[reason] = self.reasons.get(reason, 0) + 1

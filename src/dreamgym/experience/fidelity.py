@@ -18,7 +18,8 @@ import numpy as np
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.state import apply_change, entity
 from dreamgym.core.types import Episode, StopReason, Transition
-from dreamgym.experience.model import ExperienceModel, Prediction, check
+from dreamgym.experience.model import ExperienceModel, Prediction, check, held
+from dreamgym.experience.precedent import Precedents
 from dreamgym.experience.prompt import ExperienceConfig, PromptBuilder, Request
 from dreamgym.lm.local import LocalLM
 from dreamgym.replay.contract import Retrieval
@@ -53,8 +54,8 @@ def disagreement(said: Prediction, drawn: Sequence[Prediction]) -> float:
     return sum(_said(p) != _said(said) for p in drawn) / max(len(drawn), 1)
 
 
-def local_draws(lm: LocalLM, config: ExperienceConfig, retrieval: Retrieval) -> Draw:
-    """Draws of a model in this process."""
+def local_draws(lm: LocalLM, config: ExperienceConfig, retrieval: Retrieval, wins: Precedents | None = None) -> Draw:
+    """Draws of a model in this process; with ``wins`` a success needs a precedent."""
     prompts = PromptBuilder(config, retrieval)
 
     def draw(requests: Sequence[Request], m: int) -> list[list[Prediction]]:
@@ -66,7 +67,8 @@ def local_draws(lm: LocalLM, config: ExperienceConfig, retrieval: Retrieval) -> 
         found: list[list[Prediction]] = [[] for _ in requests]
         for i, g in zip(rows, replies, strict=True):
             text = lm.decode(g.ids)
-            found[i].append(check(text.strip(" "), requests[i].state) if g.finished else Prediction(None, StopReason.INVALID_REPLY, text))
+            said = check(text.strip(" "), requests[i].state) if g.finished else Prediction(None, StopReason.INVALID_REPLY, text)
+            found[i].append(held(said, requests[i], wins))
         return found
 
     return draw

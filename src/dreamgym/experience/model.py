@@ -14,6 +14,7 @@ from dreamgym.core.grammar import GrammarError, Reply, parse_reply
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.state import InconsistentChange, State, apply_change
 from dreamgym.core.types import Outcome, StopReason
+from dreamgym.experience.precedent import Precedents
 from dreamgym.experience.prompt import ExperienceConfig, PromptBuilder, Request
 from dreamgym.lm.local import LocalLM
 from dreamgym.replay.contract import Retrieval
@@ -71,16 +72,22 @@ def check(text: str, state: State) -> Prediction:
     return Prediction(reply, None, text)
 
 
+def held(said: Prediction, request: Request, wins: Precedents | None) -> Prediction:
+    """``said``, invalid where it reports a success by an action without precedent (None = nobody asks for one)."""
+    if wins is None or said.outcome != "won" or wins.covers(request.action, request.state):
+        return said
+    return Prediction(None, StopReason.INVALID_SUCCESS, f"(no action of this form has won) {said.text}", said.surprise)
+
+
 class LocalExperienceModel:
     """A fine-tuned (or any) causal LM in this process. Greedy: the sheet fixes the world, the policy brings diversity.
 
     An answer belongs to its question and the snapshot, not to who asked: the draws of a second sample are keyed by the
-    question, so all members of a group get the same answer in whatever order they ask.
+    question, so all members of a group get the same answer in whatever order they ask. With ``wins`` a success needs a precedent.
     """
 
-    def __init__(self, lm: LocalLM, config: ExperienceConfig, retrieval: Retrieval) -> None:
-        self.lm = lm
-        self.config = config
+    def __init__(self, lm: LocalLM, config: ExperienceConfig, retrieval: Retrieval, wins: Precedents | None = None) -> None:
+        self.lm, self.config, self.wins = lm, config, wins
         self.calls = 0
         self.remembered = 0
         self.use(retrieval)
@@ -144,7 +151,7 @@ class LocalExperienceModel:
             replies = self.lm.generate(prompts, self.config.budget, self.config.retry_temperature, draws)
         texts = [self.lm.decode(g.ids) for g in replies]
         return [
-            replace(check(text.strip(" "), r.state), surprise=round(-sum(g.logprobs), 3))
+            held(replace(check(text.strip(" "), r.state), surprise=round(-sum(g.logprobs), 3)), r, self.wins)
             if g.finished
             else Prediction(None, StopReason.INVALID_REPLY, text)
             for text, r, g in zip(texts, requests, replies, strict=True)

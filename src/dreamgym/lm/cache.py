@@ -31,7 +31,7 @@ class RoomyLayer(DynamicLayer):
         done = self.keys.shape[-2]
         now = done + key_states.shape[-2]
         if now > self.larger_keys.shape[-2]:
-            every = torch.arange(len(key_states))
+            every = torch.arange(len(key_states), device=key_states.device)
             self.larger_keys = _with_room([self.keys], key_states.dtype, every)
             self.larger_values = _with_room([self.values], value_states.dtype, every)
         self.larger_keys[: len(key_states), :, done:now] = key_states
@@ -41,7 +41,7 @@ class RoomyLayer(DynamicLayer):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows, in this order; only those that change their place are copied."""
         rows, tokens = len(indices), self.get_seq_length()
-        moved = torch.nonzero(indices != torch.arange(rows))[:, 0]
+        moved = torch.nonzero(indices != torch.arange(rows, device=indices.device))[:, 0]
         for larger in (self.larger_keys, self.larger_values):
             larger[moved, :, :tokens] = larger[indices[moved], :, :tokens]
         self._fill(rows, tokens)

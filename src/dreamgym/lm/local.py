@@ -1,6 +1,7 @@
 """A local causal language model: batched generation with keyed draws, and log-probabilities of what was sampled.
 
-Draws belong to (seed, task, member, turn) keys that the caller names, so a reply does not depend on its place in a batch.
+Draws belong to (seed, task, member, turn) keys that the caller names, so a reply does not depend on its place in a batch. On the
+CPU in 32 bit; on an accelerator, where there is one, under bfloat16 autocast, and the frozen weights of a LoRA policy in bfloat16.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from dreamgym.core.errors import DataError
 from dreamgym.lm.cache import join, roomy_cache
+from dreamgym.lm.lora import Lora
 
 ROWS = 16
 """Prompts read in one pass: more do not fit a core's caches. Their rows do not depend on each other."""
@@ -40,13 +42,31 @@ class LocalLM:
         self.tokens_out = 0
 
     @classmethod
-    def load(cls, path: str | Path) -> "LocalLM":
-        """From a saved folder or a hub name; weights in 32 bit on the CPU."""
+    def load(cls, path: str | Path, lora: Lora | None = None) -> "LocalLM":
+        """From a saved folder (a model, or an adapter that names its base) or a hub name; ``lora``: with a new adapter on top."""
         try:
-            model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
-            return cls(model, AutoTokenizer.from_pretrained(str(path)))
+            if lora:
+                return cls(_adapted(str(path), lora), AutoTokenizer.from_pretrained(str(path)))
+            if (Path(path) / "adapter_config.json").exists():
+                return cls(_adapted(str(path)), AutoTokenizer.from_pretrained(str(path)))
+            return cls(_placed(str(path), torch.float32), AutoTokenizer.from_pretrained(str(path)))
         except (OSError, ValueError) as e:
             raise DataError(f"{path}: holds no causal language model that transformers can load ({e})") from e
+
+    @property
+    def causal(self) -> PreTrainedModel:
+        """The model of Hugging Face's class: with an adapter, the one inside it."""
+        return self.model.get_base_model() if self.adapted else self.model
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter is trained instead of all weights."""
+        return hasattr(self.model, "peft_config")
+
+    @property
+    def trained(self) -> list[torch.nn.Parameter]:
+        """The weights that training changes."""
+        return [p for p in self.model.parameters() if p.requires_grad]
 
     @property
     def parameters(self) -> int:
@@ -85,22 +105,24 @@ class LocalLM:
         unique = {tuple(p): None for p in prompts}
         row_of = {p: i for i, p in enumerate(unique)}
         n, width = len(prompts), max(len(p) for p in unique)
+        place = self.model.device
         ids = torch.full((len(unique), width), self.pad)
         mask = torch.zeros((len(unique), width), dtype=torch.long)
         for i, p in enumerate(unique):
             ids[i, width - len(p) :] = torch.tensor(p)
             mask[i, width - len(p) :] = 1
         self.tokens_in += int(mask.sum())
+        ids, mask = ids.to(place), mask.to(place)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         read, last = [], []
         for part in torch.arange(len(unique)).tensor_split(-(-len(unique) // ROWS)):  # equal parts
             read.append(roomy_cache(self.model.config))
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast(place.type, dtype=torch.bfloat16):
                 told = self.model(
                     input_ids=ids[part], attention_mask=mask[part], position_ids=positions[part], past_key_values=read[-1], logits_to_keep=1
                 )
             last.append(told.logits[:, -1].float())
-        rows = torch.tensor([row_of[tuple(p)] for p in prompts])  # equal prompts (members of a group, mostly) are read once
+        rows = torch.tensor([row_of[tuple(p)] for p in prompts], device=place)  # equal prompts (members of a group, mostly) are read once
         cache, logits, mask = join(read, rows, self.model.dtype), torch.cat(last)[rows], mask[rows]
         out: list[list[int]] = [[] for _ in range(n)]
         logprobs: list[list[float]] = [[] for _ in range(n)]
@@ -122,15 +144,13 @@ class LocalLM:
                 last_first = iter(reversed(keep))
                 keep = [r if r in staying else next(last_first) for r in range(len(keep))]
                 live = [live[r] for r in keep]
-                index = torch.tensor(keep)
+                index = torch.tensor(keep, device=place)
                 cache.batch_select_indices(index)
                 mask, position, chosen = mask[index], position[index], chosen[index]
-            mask = torch.cat([mask, torch.ones((len(live), 1), dtype=torch.long)], dim=1)
-            logits = (
-                self.model(input_ids=chosen[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache)
-                .logits[:, -1]
-                .float()
-            )
+            mask = torch.cat([mask, mask.new_ones((len(live), 1))], dim=1)
+            with torch.autocast(place.type, dtype=torch.bfloat16, enabled=place.type != "cpu"):
+                told = self.model(input_ids=chosen[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache)
+            logits = told.logits[:, -1].float()
             position = position + 1
         return [Generation(tuple(o), tuple(lp), bool(o) and o[-1] == self.eos) for o, lp in zip(out, logprobs, strict=True)]
 
@@ -142,6 +162,26 @@ class LocalLM:
             return chosen, torch.log_softmax(logits, -1).gather(1, chosen[:, None])[:, 0]
         logp = torch.log_softmax(logits / temperature, -1)
         cumulative = logp.double().exp().cumsum(-1)
-        u = torch.tensor([d.random() for d in draws], dtype=torch.float64)[:, None] * cumulative[:, -1:]
+        u = torch.tensor([d.random() for d in draws], dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, u).clamp(max=logits.shape[-1] - 1)[:, 0]
         return chosen, logp.gather(1, chosen[:, None])[:, 0]
+
+
+def device() -> str:
+    """Where models live."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _placed(path: str, dtype: torch.dtype) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    return model.to(device())  # type: ignore[arg-type]
+
+
+def _adapted(path: str, lora: Lora | None = None) -> PreTrainedModel:
+    """The adapter saved in ``path`` on the base that it names, or a new one on the model in ``path``."""
+    from peft import PeftConfig, PeftModel, get_peft_model
+
+    base = path if lora else str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+    model = _placed(base, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    found = get_peft_model(model, lora.peft()) if lora else PeftModel.from_pretrained(model, path, is_trainable=True)
+    return found  # type: ignore[return-value]  # it passes on all that is asked of the model inside

@@ -26,7 +26,6 @@ from dreamgym.replay.contract import Retrieval
 try:
     import datasets
     import torch
-    from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
     from transformers.trainer_callback import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
@@ -106,7 +105,7 @@ def train_chat(
         ),
         train_dataset=datasets.Dataset.from_list(found),
         processing_class=tokenizer,
-        peft_config=_lora(config),
+        peft_config=config.lora.peft() if config.lora else None,
         callbacks=[_Progress(report)],
     )
     trainer.remove_callback(PrinterCallback)
@@ -115,13 +114,6 @@ def train_chat(
     trainer.save_model(str(folder))
     tokenizer.save_pretrained(str(folder))
     return len(found)
-
-
-def _lora(config: Pretrained) -> LoraConfig | None:
-    c = config.lora
-    if c is None:
-        return None
-    return LoraConfig(r=c.r, lora_alpha=c.alpha, lora_dropout=c.dropout, target_modules=c.modules, task_type="CAUSAL_LM")
 
 
 def _check_lengths(found: Sequence[dict[str, Conversation]], tokenizer: PreTrainedTokenizerBase, limit: int) -> None:

@@ -17,6 +17,7 @@ from dreamgym.core.errors import ConfigError
 from dreamgym.endpoint.config import EndpointConfig
 from dreamgym.experience.chat import EndpointReply
 from dreamgym.experience.teach import AnnotatorConfig
+from dreamgym.lm.lora import Lora
 from dreamgym.replay.rerank import RerankConfig
 from dreamgym.rl.config import RLConfig
 
@@ -53,15 +54,6 @@ class Remote(Section):
 
     server: EndpointConfig
     reply: EndpointReply = EndpointReply()
-
-
-class Lora(Section):
-    """Low-rank adapters (arXiv 2106.09685) instead of training all weights."""
-
-    r: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.05, ge=0, lt=1)
-    modules: str | list[str] = "all-linear"
 
 
 class Pretrained(Section):
@@ -119,6 +111,8 @@ class Experience(Section):
     """Fine-tune a pretrained chat LLM instead of the tiny base language model; null = no."""
     endpoint: Remote | None = None
     """Play the environment through a server (fine-tuned there, or training-free); null = train a local model."""
+    precedent: bool = True
+    """A success needs an action of a form that has won in the logs, where their successes recur (``experience/precedent.py``)."""
     prompt: Prompt = Prompt()
     fit: Optimisation = Optimisation(learning_rate=2e-3, epochs=0.75, row_length=320, rows=16)
     teacher: Literal["own", "generic", "endpoint"] = "own"
@@ -196,6 +190,8 @@ class Acting(Section):
     """Earlier steps in the prompt of the preset ``paper``."""
     tokens: int = Field(12, ge=2)
     """Tokens of one reply, its end included; longer ones are cut (demonstrations that are longer are refused)."""
+    lora: Lora | None = None
+    """Train small matrices beside the frozen base, from the warm start on; null = all weights."""
 
 
 class WarmStart(Section):
@@ -282,6 +278,10 @@ class RunConfig(Section):
     def _no_idle_key(self) -> "RunConfig":
         if self.policy.preset == "tiny" and (self.rl.invalid_action_penalty or self.s2r.invalid_action_penalty):
             raise ValueError("invalid_action_penalty (rl, s2r) needs policy.preset: paper; a reply of the preset tiny cannot be malformed")
+        if self.policy.lora and self.rl.advantage == "gae":
+            raise ValueError("rl.advantage: gae trains a critic with all its weights; with policy.lora use group or leave_one_out")
+        if self.policy.lora and self.s2r.advantage == "gae":
+            raise ValueError("s2r.advantage: gae trains a critic with all its weights; with policy.lora use group or leave_one_out")
         if self.replay.admit and self.replay.admit.surprise and (self.experience.endpoint or self.experience.pretrained):
             raise ValueError("replay.admit.surprise needs a local experience model; a chat model does not say how sure it is")
         if self.experience.prompt.k == 0 and self.replay != Buffer():

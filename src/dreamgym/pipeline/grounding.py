@@ -4,9 +4,11 @@
     replay = growing(run)                   # for RL: with the run's enrichment policy; None where nothing is to come in
 """
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dreamgym.core.errors import DataError
+from dreamgym.core.types import Episode
 from dreamgym.experience.judge import WellJudged
 from dreamgym.pipeline.config import Admission, Buffer
 from dreamgym.pipeline.logs import load_logs
@@ -74,10 +76,51 @@ def search_of(config: Buffer, buffer: ReplayBuffer) -> Search:
 def growing(run: Run) -> Enriched | None:
     """The run's buffer for training, which takes in what its configuration says; None where that is nothing."""
     c = run.config.replay
-    if c.enrichment == "real_frozen" or not run.config.experience.prompt.k:
+    if not _grows(run):
         return None
     buffer = run_buffer(run, "rw")
     return Enriched(buffer, rules_of(c), c.capacity, search_of(c, buffer))
+
+
+def following(run: Run) -> "Followed | None":
+    """The same buffer for a process that only reads what another writes."""
+    buffer = run_buffer(run) if _grows(run) else None
+    return None if buffer is None else Followed(buffer, search_of(run.config.replay, buffer))
+
+
+def _grows(run: Run) -> bool:
+    return run.config.replay.enrichment != "real_frozen" and run.config.experience.prompt.k > 0
+
+
+class Followed:
+    """A buffer that another process writes: snapshots of what is committed, nothing added. Satisfies ``Replay``."""
+
+    def __init__(self, buffer: ReplayBuffer, search: Search) -> None:
+        self.buffer, self.search = buffer, search
+
+    def __len__(self) -> int:
+        return len(self.buffer)
+
+    def prepare(self, episodes: Sequence[Episode]) -> None:
+        """The writer's work."""
+
+    def add(self, episodes: Iterable[Episode], generation: int | None = None) -> int:
+        """The writer's work."""
+        return 0
+
+    def rewind(self, generation: int) -> None:
+        """The writer's work."""
+
+    def snapshot(self) -> Retrieval:
+        self.buffer.store.refresh()
+        return self.search(self.buffer.snapshot())
+
+    def held(self) -> int:
+        self.buffer.store.refresh()
+        return self.buffer.held()
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
 
 def rules_of(config: Buffer) -> list[Rule]:

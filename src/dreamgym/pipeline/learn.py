@@ -13,6 +13,7 @@ from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.experience.sft import RepeatConfig, sft_trees, target_texts
 from dreamgym.lm.fit import FitConfig, fit
 from dreamgym.lm.local import LocalLM
+from dreamgym.lm.lora import Lora
 from dreamgym.lm.packing import Segment, Tree
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer
 from dreamgym.lm.words import add_whole_words
@@ -64,9 +65,10 @@ def warm_start(
     folder: Path,
     report: Report = quiet,
     context: Context = STATE_CONTEXT,
+    lora: Lora | None = None,
 ) -> LocalLM:
-    """The policy's start: ``base`` fine-tuned on successful episodes (behaviour cloning)."""
-    lm = LocalLM.load(base)
+    """The policy's start: ``base`` (or, with ``lora``, an adapter on it) fine-tuned on successful episodes (behaviour cloning)."""
+    lm = LocalLM.load(base, lora)
     fit(lm.model, demonstration_trees(lm, demonstrations, context), config, folder / "checkpoints", report)
     return _keep(lm, folder)
 

@@ -14,11 +14,13 @@ from dreamgym.experience.cautious import Cautious
 from dreamgym.experience.endpoint import EndpointExperienceModel
 from dreamgym.experience.fidelity import Draw, local_draws
 from dreamgym.experience.model import ExperienceModel, LocalExperienceModel
+from dreamgym.experience.precedent import Precedents, precedents
 from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.experience.second_opinion import JudgeOfSuccess, SecondOpinion, Verifier, programmatic
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.config import Opinion, Remote, RunConfig
-from dreamgym.pipeline.run import Run
+from dreamgym.pipeline.logs import load_logs
+from dreamgym.pipeline.run import LOGS, Run
 from dreamgym.replay.contract import Retrieval
 
 
@@ -37,24 +39,25 @@ def server(config: EndpointConfig) -> Chat:
 def experience_model(run: Run, retrieval: Retrieval, tasks_seen: bool = False) -> ExperienceModel:
     """The experience model that reads ``retrieval``, its successes verified where the run wants that."""
     config = prompt_config(run.config).model_copy(update={"same_task": tasks_seen})
-    model = _player(run, config, retrieval)
+    wins = precedents(load_logs([run.path(LOGS)])) if run.config.experience.precedent else None
+    model = _player(run, config, retrieval, wins)
     opinion, unsure = run.config.experience.second_opinion, run.config.experience.uncertainty
     if unsure:
         model = Cautious(model, partial(_draws_under, model), retrieval, unsure.samples, unsure.above)
     return SecondOpinion(model, _verifier(opinion)) if opinion else model
 
 
-def _player(run: Run, config: ExperienceConfig, retrieval: Retrieval) -> ExperienceModel:
+def _player(run: Run, config: ExperienceConfig, retrieval: Retrieval, wins: Precedents | None) -> ExperienceModel:
     """Who plays the environment: a server, a chat model fine-tuned here, or the local model."""
     remote, pretrained = run.config.experience.endpoint, run.config.experience.pretrained
     if remote:
-        return EndpointExperienceModel(server(remote.server), config, remote.reply, retrieval)
+        return EndpointExperienceModel(server(remote.server), config, remote.reply, retrieval, wins)
     if pretrained:
         from dreamgym.experience.inprocess import LocalChat
 
         chat = LocalChat.load(run.path("experience"), pretrained.generation_batch)
-        return EndpointExperienceModel(chat, config, pretrained.reply, retrieval)
-    return LocalExperienceModel(LocalLM.load(run.path("experience")), config, retrieval)
+        return EndpointExperienceModel(chat, config, pretrained.reply, retrieval, wins)
+    return LocalExperienceModel(LocalLM.load(run.path("experience")), config, retrieval, wins)
 
 
 def _verifier(opinion: Opinion) -> Verifier:
@@ -74,7 +77,7 @@ def _inner(model: ExperienceModel) -> ExperienceModel:
 def _draws_under(model: ExperienceModel, retrieval: Retrieval) -> Draw:
     player = _inner(model)
     assert isinstance(player, LocalExperienceModel | EndpointExperienceModel)
-    return local_draws(player.lm, player.config, retrieval) if isinstance(player, LocalExperienceModel) else player.draw
+    return local_draws(player.lm, player.config, retrieval, player.wins) if isinstance(player, LocalExperienceModel) else player.draw
 
 
 def draws(model: ExperienceModel, retrieval: Retrieval) -> Draw:

@@ -9,7 +9,7 @@ from dreamgym.envs.adapter import load_adapter
 from dreamgym.experience.model import ExperienceModel
 from dreamgym.pipeline.acting import context_of
 from dreamgym.pipeline.config import Reinforcement
-from dreamgym.pipeline.grounding import growing, logged
+from dreamgym.pipeline.grounding import Followed, following, growing, logged, run_buffer
 from dreamgym.pipeline.logs import load_logs, tasks_of
 from dreamgym.pipeline.play import panel_tasks
 from dreamgym.pipeline.player import experience_model, remote_costs
@@ -17,11 +17,12 @@ from dreamgym.pipeline.rl_run import RLRun
 from dreamgym.pipeline.run import LOGS, Run, bar, console
 from dreamgym.replay.enrichment import Enriched
 from dreamgym.rl.monitors import alarms
+from dreamgym.rl.ranks import ALONE, Ranks
 
 ALGORITHMS = {"group": "GRPO", "leave_one_out": "RLOO", "gae": "PPO"}
 
 
-def train_policy(run: Run) -> dict[str, object]:
+def train_policy(run: Run, ranks: Ranks = ALONE) -> dict[str, object]:
     """Policy learning from the warm start, in the dream (0 real steps) or, as the control, in the real environment."""
     config = run.config
     dreaming = config.rl.environment == "dream"
@@ -29,9 +30,9 @@ def train_policy(run: Run) -> dict[str, object]:
         raise ConfigError(f"rl.environment: {config.rl.environment!r} is not known; use dream or real")
     if dreaming:
         check_audit(run)
-    model, replay = _dream(run) if dreaming else (None, None)
+    model, replay = _dream(run, ranks) if dreaming else (None, None)
     try:
-        found = _reinforce(run, config.rl, ("sft", "policy_run", "policy"), model, replay)
+        found = _reinforce(run, config.rl, ("sft", "policy_run", "policy"), model, replay, ranks)
     finally:
         if replay is not None:
             replay.buffer.close()
@@ -63,23 +64,24 @@ def reopen(run: Run, stage: str) -> None:
 
 
 def _reinforce(
-    run: Run, how: Reinforcement, folders: tuple[str, str, str], model: ExperienceModel | None, replay: Enriched | None
+    run: Run,
+    how: Reinforcement,
+    folders: tuple[str, str, str],
+    model: ExperienceModel | None,
+    replay: Enriched | Followed | None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, object]:
     """One run of policy learning; ``folders``: where it starts, works, and leaves its policy."""
     config, adapter = run.config, load_adapter(run.config.env)
     start, work, policy = map(run.path, folders)
     counter = RealSteps(budget=how.real_budget)
     tasks = tasks_of(load_logs([run.path(LOGS)]))
-    rl = RLRun(start, how, tasks, adapter, work, model, replay, counter, config.seed, context_of(config), config.policy.tokens)
+    rl = RLRun(start, how, tasks, adapter, work, model, replay, counter, config.seed, context_of(config), config.policy.tokens, ranks)
     name = ALGORITHMS[how.advantage]
     with bar() as progress:
         task = progress.add_task(name, total=how.iterations, completed=rl.iteration)
 
         def report(m: dict[str, float]) -> None:
-            if m.get("identical_groups", 0.0) > 0.5 and m.get("reward", 0.0) < 0.9:
-                share = f"[yellow]iteration {m['iteration']:.0f}: in {m['identical_groups']:.0%} of the groups[/yellow]"
-                alike = "all members acted alike and were answered alike: they teach nothing"
-                progress.console.print(f"  {share} {alike} (tasks too easy or too hard, or a warm start that is too sure)")
             for text in alarms(rl.trainer.progress.metrics, how.watch):
                 progress.console.print(f"  [yellow]iteration {m['iteration']:.0f}:[/yellow] {text}")
             where = "real reward" if model is None else "dream reward"
@@ -92,7 +94,8 @@ def _reinforce(
         console.print(f"  the budget of {how.real_budget} real steps bears no further iteration ({used})")
     if rl.ended == "alarm":
         console.print(f"  ended after {rl.iteration} iterations: {'; '.join(alarms(rl.trainer.progress.metrics, how.watch))}")
-    lm.save(policy)
+    if ranks.first:
+        lm.save(policy)
     metrics = rl.trainer.progress.metrics
     spent = {name: sum(m[name] for m in metrics) for name in (metrics[0] if metrics else ()) if "_tokens_" in name or "_calls" in name}
     return {
@@ -108,9 +111,12 @@ def _reinforce(
     }
 
 
-def _dream(run: Run) -> tuple[ExperienceModel, Enriched | None]:
+def _dream(run: Run, ranks: Ranks) -> tuple[ExperienceModel, Enriched | Followed | None]:
     """Who plays the environment in training, and the buffer that grows by it (None where it does not)."""
-    replay = growing(run)
+    if ranks.first:
+        run_buffer(run).close()  # made, where no stage has read it yet
+    ranks.wait()
+    replay = growing(run) if ranks.first else following(run)
     retrieval = replay.snapshot() if replay is not None else logged(run)
     return experience_model(run, retrieval, tasks_seen=True), replay
 

@@ -1,6 +1,7 @@
 """A whole run of policy learning, in the dream or (the control) in the real environment: tasks, rollouts, updates, probes, checkpoints.
 
-Killed at any moment it goes on at the last finished iteration. The run directory's stage and the benchmark grid use it alike.
+Killed at any moment it goes on at the last finished iteration. The run directory's stage and the benchmark grid use it alike. With
+several ``ranks`` the dream's groups are shared out; the real environment is the first one's, and so are decisions and files.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from dreamgym.rl.config import RLConfig
 from dreamgym.rl.context import Context
 from dreamgym.rl.monitors import alarms
 from dreamgym.rl.policy import ACTION_TOKENS, STATE_CONTEXT, Policy
+from dreamgym.rl.ranks import ALONE, Ranks
 from dreamgym.rl.rollout import Rollout, Seat
 from dreamgym.rl.trainer import Trainer
 
@@ -47,30 +49,36 @@ class RLRun:
         seed: int = 0,
         context: Context = STATE_CONTEXT,
         action_tokens: int = ACTION_TOKENS,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.seed, self.context, self.action_tokens = seed, context, action_tokens
         self.config, self.adapter, self.folder, self.counter = config, adapter, folder, counter
         self.model, self.replay = model, replay
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint, fresh = folder / "checkpoint", folder / ".checkpoint-new"
-        if not checkpoint.exists() and (fresh / "state.json").exists():
+        if ranks.first and not checkpoint.exists() and (fresh / "state.json").exists():
             os.rename(fresh, checkpoint)
+        ranks.wait()
         self.start = fingerprint(Path(start))
-        counter.ledger = folder / "real_steps.txt"
-        counter.recall()
+        if ranks.first:
+            counter.ledger = folder / "real_steps.txt"
+            counter.recall()
         resumed = checkpoint.exists()
         self.lm = LocalLM.load(checkpoint if resumed else start)
-        self.trainer = Trainer(self.lm, config, self._play, start, seed, action_tokens)
+        self.trainer = Trainer(self.lm, config, self._play, start, seed, action_tokens, ranks)
         self.sheets = SheetBook(tasks.values())
         self.sampler: TaskSampler = VarianceSampler(sorted(tasks), seed)
         self.probe: list[dict[str, float]] = []
         self.ended = ""
         """Why ``run`` came to its end: ``iterations``, ``budget``, ``patience`` or ``alarm``."""
         held = self._resume(checkpoint) if resumed else None
-        _cut(self.folder / "metrics.jsonl", self.iteration, "iteration")
-        _cut(self.folder / "episodes.jsonl", self.iteration, "policy_version")
+        if ranks.first:
+            _cut(self.folder / "metrics.jsonl", self.iteration, "iteration")
+            _cut(self.folder / "episodes.jsonl", self.iteration, "policy_version")
         if self.replay is not None:
             self.replay.rewind(self.iteration)
+            ranks.wait()
             if resumed and self.replay.held() != held:
                 raise DataError(
                     f"{folder}: its checkpoint of iteration {self.iteration} had {held} steps in the replay buffer, which has"
@@ -96,29 +104,34 @@ class RLRun:
         at an alarm (``config.watch``).
         """
         policy = self.folder / "policy"
-        self.ended = "iterations"
-        while self.iteration < self.config.iterations:
-            if self.config.watch.stop and alarms(self.trainer.progress.metrics, self.config.watch):
-                self.ended = "alarm"
-                break
-            if patience and self._probes_since_best() >= patience:
-                self.ended = "patience"
-                break
-            tasks = self._affordable(len(probe) if every and (self.iteration + 1) % every == 0 else 0)
-            if not tasks:
-                self.ended = "budget"
+        self.ended = ""
+        while not self.ended:
+            probed = probe if every and (self.iteration + 1) % every == 0 else ()
+            self.ended, tasks = self.ranks.said(self._next(len(probed), patience))
+            if self.ended:
                 break
             try:
-                self._iterate(tasks, report, probe if every and (self.iteration + 1) % every == 0 else (), temperature)
+                self._iterate(tasks, report, probed, temperature)
             except BudgetError:  # in the middle of an iteration: what it used is counted, what it played is not learned from
                 self._save()
                 self.ended = "budget"
-                break
         self.counter.settle()
         self.counter.ledger = None
-        if not self.probe:
+        if not self.probe and self.ranks.first:
             self.lm.save(policy)
+        self.ranks.wait()
         return LocalLM.load(policy)
+
+    def _next(self, probed: int, patience: int) -> tuple[str, int]:
+        """Why the run ends here, if it does; and the tasks of the next iteration."""
+        if self.iteration >= self.config.iterations:
+            return "iterations", 0
+        if self.config.watch.stop and alarms(self.trainer.progress.metrics, self.config.watch):
+            return "alarm", 0
+        if patience and self._probes_since_best() >= patience:
+            return "patience", 0
+        tasks = self._affordable(probed)
+        return ("" if tasks else "budget"), tasks
 
     def _iterate(self, n: int, report: Callable[[dict[str, float]], None], probe: Sequence[Task], temperature: float) -> None:
         """One iteration on ``n`` tasks, its probe and its checkpoint."""
@@ -127,7 +140,8 @@ class RLRun:
         tasks = [self.sheets.tasks[t] for t in self.sampler.next(n)]
         before = self._spent()
         played, groups, metrics = self.trainer.iterate(tasks)
-        metrics |= {name: float(n - before[name]) for name, n in self._spent().items()}
+        spent = {name: float(n - before[name]) for name, n in self._spent().items()}
+        metrics |= dict(zip(spent, self.ranks.total(list(spent.values())), strict=True))
         for name, rewards in groups.items():
             self.sampler.observe(name, rewards)
         episodes = [r.episode for r in played]
@@ -135,6 +149,7 @@ class RLRun:
             self.sheets.learn(episodes)
             if self.replay is not None:
                 self.replay.add(episodes, self.iteration)
+                self.ranks.wait()
         metrics |= (
             self.sampler.metrics()
             | (self.replay.metrics() if self.replay is not None else {})
@@ -144,6 +159,8 @@ class RLRun:
                 "real_steps": float(self.counter.total),
             }
         )
+        if not self.ranks.first:
+            return self.ranks.wait()
         if probe:
             with suppress(BudgetError):  # what was learned stays; the budget ends the run before the next iteration
                 metrics |= self._probe(probe, temperature, metrics.get("reward"))
@@ -151,6 +168,7 @@ class RLRun:
             f.write(json.dumps(metrics) + "\n")
         self._dump(episodes)
         self._save()
+        self.ranks.wait()
         report(metrics)
 
     def _affordable(self, probed: int) -> int:
@@ -176,11 +194,28 @@ class RLRun:
         actor = Policy(self.lm, self.config.temperature, self.action_tokens, self.context)
         longest = self.config.longest(self.iteration, self.adapter.cap)
         if self.model is not None:
-            played = play_dream(actor, self.model, longest, seats)
+            played = self.ranks.together(play_dream(actor, self.model, longest, self._own(seats)))
+            if self.ranks.size > 1:
+                place = {(s.task.id, s.member): i for i, s in enumerate(seats)}
+                played.sort(key=lambda r: place[r.episode.task.id, r.episode.member])
             if self.replay is not None:
                 self.replay.prepare([r.episode for r in played])
             return played
-        return play_real(actor, self.adapter, seats, self.counter, "rl", "policy", longest)
+        try:
+            found = play_real(actor, self.adapter, seats, self.counter, "rl", "policy", longest) if self.ranks.first else []
+        except BudgetError as e:
+            self.ranks.said(e)
+            raise
+        told = self.ranks.said(found)
+        if isinstance(told, BudgetError):
+            raise told
+        return told
+
+    def _own(self, seats: Sequence[Seat]) -> Sequence[Seat]:
+        """This process's share of them: whole groups, since their first questions to the experience model are the same."""
+        groups = list(dict.fromkeys(s.task.id for s in seats))
+        mine = set(self.ranks.share(groups))
+        return [s for s in seats if s.task.id in mine]
 
     def _spent(self) -> dict[str, int]:
         """Tokens and calls of this process so far, per component."""
@@ -208,7 +243,9 @@ class RLRun:
                 f.write(episode_line(e) + "\n")
 
     def _save(self) -> None:
-        """A new checkpoint beside the old one, then one rename: a kill at any moment leaves a whole one."""
+        """A new checkpoint beside the old one, then one rename: a kill at any moment leaves a whole one. The first process's work."""
+        if not self.ranks.first:
+            return
         fresh, old = self.folder / ".checkpoint-new", self.folder / "checkpoint"
         shutil.rmtree(fresh, ignore_errors=True)
         self.trainer.save(fresh)

@@ -207,7 +207,7 @@ def warm_start_policy(run: Run) -> Summary:
     drop_torn_checkpoints(run.path("sft/checkpoints"))
     with bar() as progress:
         fit, report = fit_config(config.sft.fit, config.seed), fit_report(progress, "warm start")
-        warm_start(base_path(run), demos, fit, run.path("sft"), report, context_of(config))
+        warm_start(base_path(run), demos, fit, run.path("sft"), report, context_of(config), config.policy.lora)
     return {"demonstrations": len(demos), "steps": sum(len(e.transitions) for e in demos)}
 
 

@@ -2,7 +2,7 @@
 
     ids, scores = exact(matrix, queries, k=5, visible=mask, hidden=[Hidden(span, task)], tasks=codes)
 
-The blocks keep memory flat; the result does not depend on their size but for the last bit of a sum.
+Blocks keep memory flat; the result does not depend on their size but for the last bit of a sum.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 8192
-"""Rows of one product."""
+BLOCK, TOGETHER = 8192, 1024
+"""Rows of one product, and queries whose scores are looked through at once."""
 MANY = 8
 """Candidates of a block, times k: from then on finding its k-th best is cheaper than sorting them."""
 Floats = NDArray[np.float32]
@@ -46,21 +46,11 @@ def exact(
     found: list[tuple[NDArray[np.int64], NDArray[np.int64], Floats]] = []
     for start in range(0, len(matrix), BLOCK):
         end = min(start + BLOCK, len(matrix))
-        block = queries @ matrix[start:end].T
-        if visible is not None:
-            block[:, ~visible[start:end]] = LOWEST
-        for row, (span, task) in enumerate(hidden):
-            if span is not None and span.start < end and span.stop > start:
-                block[row, max(span.start - start, 0) : span.stop - start] = LOWEST
-            if task is not None and tasks is not None:
-                block[row, tasks[start:end] == task] = LOWEST
-        close = (block >= floor[:, None]) & (block > LOWEST)
-        if end - start >= k and np.count_nonzero(close) > MANY * k * n:
-            edge = block.max(1) if k == 1 else np.partition(block, end - start - k, axis=1)[:, end - start - k]
-            floor = np.maximum(floor, edge)
-            close &= block >= floor[:, None]
-        rows, columns = np.nonzero(close)
-        found.append((rows, columns + start, block[rows, columns]))
+        product = queries @ matrix[start:end].T  # of all queries: the last bit of a sum depends on the product's shape
+        for first in range(0, n, TOGETHER):
+            part = slice(first, first + TOGETHER)
+            rows, columns, values = _close(product[part], start, floor[part], k, visible, hidden[part], tasks)
+            found.append((rows + first, columns, values))
     if not found:
         return ids, scores
     rows, columns, values = (np.concatenate(part) for part in zip(*found, strict=True))
@@ -71,3 +61,30 @@ def exact(
     ids[rows[best], place[best]] = columns[best]
     scores[rows[best], place[best]] = values[best]
     return ids, scores
+
+
+def _close(
+    block: Floats,
+    start: int,
+    floor: Floats,
+    k: int,
+    visible: NDArray[np.bool_] | None,
+    hidden: Sequence[Hidden],
+    tasks: NDArray[np.int32] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    """The candidates of a block of scores [queries, rows from ``start`` on]; raises ``floor`` [queries], below which none is left."""
+    end = start + block.shape[1]
+    if visible is not None:
+        block[:, ~visible[start:end]] = LOWEST
+    for row, (span, task) in enumerate(hidden):
+        if span is not None and span.start < end and span.stop > start:
+            block[row, max(span.start - start, 0) : span.stop - start] = LOWEST
+        if task is not None and tasks is not None:
+            block[row, tasks[start:end] == task] = LOWEST
+    close = (block >= floor[:, None]) & (block > LOWEST)
+    if end - start >= k and np.count_nonzero(close) > MANY * k * len(block):
+        edge = block.max(1) if k == 1 else np.partition(block, end - start - k, axis=1)[:, end - start - k]
+        np.maximum(floor, edge, out=floor)
+        close &= block >= floor[:, None]
+    rows, columns = np.nonzero(close)
+    return rows, columns + start, block[rows, columns]

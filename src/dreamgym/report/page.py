@@ -36,7 +36,8 @@ SHOWN = 10
 ENDS = {StopReason.WON: "won", StopReason.LOST: "lost", StopReason.MAX_STEPS: "step cap reached, not won",
         StopReason.ABANDONED: "actions used up, not won", StopReason.INVALID_REPLY: "invalid: the reply could not be parsed",
         StopReason.INVALID_CHANGE: "invalid: the change did not fit the state", StopReason.INVALID_ENV: "invalid: the environment failed",
-        StopReason.INVALID_UNCERTAIN: "invalid: the experience model was not sure"}
+        StopReason.INVALID_UNCERTAIN: "invalid: the experience model was not sure",
+        StopReason.INVALID_SUCCESS: "invalid: a win by an action that never won in the logs"}
 
 
 def write_report(folder: Path) -> Path:

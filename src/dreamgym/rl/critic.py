@@ -9,6 +9,7 @@ from transformers import AutoModelForTokenClassification
 from transformers.utils import logging
 
 from dreamgym.core.errors import TrainingError
+from dreamgym.lm.local import device
 from dreamgym.rl.config import RLConfig
 from dreamgym.rl.losses import value_loss
 
@@ -24,7 +25,8 @@ class Critic:
         said = logging.get_verbosity()
         logging.set_verbosity_error()  # that a policy has no value head needs no report
         try:
-            self.model = AutoModelForTokenClassification.from_pretrained(str(folder), num_labels=1, dtype=torch.float32).eval()
+            self.model = AutoModelForTokenClassification.from_pretrained(str(folder), num_labels=1, dtype=torch.float32)
+            self.model = self.model.to(device()).eval()
         finally:
             logging.set_verbosity(said)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.critic_learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
@@ -65,7 +67,7 @@ class Critic:
                 for batch in part:
                     rows = torch.tensor([i for i, p in enumerate(batch) for _ in steps[p]])
                     was, target = torch.tensor([pair for p in batch for pair in steps[p]]).unbind(1)
-                    loss = value_loss(self._read(batch)[rows], was, target, self.config.value_clip).sum() / n
+                    loss = value_loss(self._read(batch).cpu()[rows], was, target, self.config.value_clip).sum() / n
                     loss.backward()
                     lost += float(loss.detach())
                 norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
@@ -80,13 +82,13 @@ class Critic:
 
     def _read(self, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """Values [len(prompts)], at each prompt's last token."""
-        width = max(map(len, prompts))
-        ids = torch.tensor([[*p, *[self.pad] * (width - len(p))] for p in prompts])
-        last = torch.tensor([len(p) - 1 for p in prompts])
-        mask = (torch.arange(width) <= last[:, None]).long()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        width, place = max(map(len, prompts)), self.model.device
+        ids = torch.tensor([[*p, *[self.pad] * (width - len(p))] for p in prompts], device=place)
+        last = torch.tensor([len(p) - 1 for p in prompts], device=place)
+        mask = (torch.arange(width, device=place) <= last[:, None]).long()
+        with torch.autocast(place.type, dtype=torch.bfloat16):
             told = self.model(input_ids=ids, attention_mask=mask).logits[..., 0].float()
-        return told[torch.arange(len(prompts)), last]
+        return told[torch.arange(len(prompts), device=place), last]
 
     def _batches(self, prompts: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
         """By length, each of about as many tokens as a batch of the policy's update."""

@@ -14,6 +14,7 @@ MEANING = {
     "reward_sd": "all episodes are paid alike, so nothing is compared",
     "surprisal": "the policy is nearly sure of every token and explores no more",
     "zero_variance_groups": "tasks are too easy or too hard for their groups to differ",
+    "identical_groups": "all members of a group acted alike and were answered alike (a task too easy or too hard, or a policy too sure)",
     "repeated": "episodes repeat themselves",
     "invalid": "episodes are lost to replies that cannot be used or to a failing environment",
     "grad_norm": "updates are torn by few samples",
@@ -31,6 +32,8 @@ class Limits(BaseModel):
     surprisal: float | None = Field(0.001, ge=0)
     """Nats per token."""
     zero_variance_groups: float | None = Field(0.98, ge=0)
+    identical_groups: float | None = Field(0.9, ge=0)
+    """Share of groups whose episodes are equal to the letter."""
     repeated: float | None = Field(0.8, ge=0)
     """Share of steps that say what their episode has said before in the same state."""
     invalid: float | None = Field(0.2, ge=0)

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import pstdev
 
 import torch
+from transformers import PreTrainedModel
 
 from dreamgym.core.errors import TrainingError
 from dreamgym.core.types import Task, Transition
@@ -25,6 +26,7 @@ from dreamgym.rl.credit import critic_credit, episode_return, has_effect, step_c
 from dreamgym.rl.critic import START_ANEW, Critic
 from dreamgym.rl.losses import average, clipped_surrogate, divergence, entropy, importance
 from dreamgym.rl.policy import ACTION_TOKENS
+from dreamgym.rl.ranks import ALONE, Ranks
 from dreamgym.rl.rollout import Rollout, Seat
 
 
@@ -42,17 +44,25 @@ Batch = dict[str, torch.Tensor]
 
 class Trainer:
     """Trains ``lm`` in place. ``play`` rolls the current policy out; ``start``: the warm start, from which a critic begins and the
-    divergence is measured."""
+    divergence is measured; ``ranks``: the processes that train it together."""
 
     def __init__(
-        self, lm: LocalLM, config: RLConfig, play: Play, start: str | Path, seed: int = 0, action_tokens: int = ACTION_TOKENS
+        self,
+        lm: LocalLM,
+        config: RLConfig,
+        play: Play,
+        start: str | Path,
+        seed: int = 0,
+        action_tokens: int = ACTION_TOKENS,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.lm = lm
         self.config = config
         self.play = play
         self.seed = seed
         self.action_tokens = action_tokens
-        self.optimizer = torch.optim.AdamW(lm.model.parameters(), lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
+        self.ranks = ranks
+        self.optimizer = torch.optim.AdamW(lm.trained, lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
         self.critic = Critic(start, config, lm.pad) if config.advantage == "gae" else None
         self.reference = LocalLM.load(start) if config.kl else None
         self.progress = Progress()
@@ -101,23 +111,29 @@ class Trainer:
         rows = pack(trees, c.row_length)
         if not rows:
             return {"clipped": 0.0, "grad_norm": 0.0, "updates": 0.0}
-        batches = [collate(rows[i : i + c.rows], self.lm.pad, policy=True) for i in range(0, len(rows), c.rows)]
+        place = self.lm.model.device
+        found = [collate(rows[i : i + c.rows], self.lm.pad, policy=True) for i in range(0, len(rows), c.rows)]
+        batches = [{name: t.to(place) for name, t in b.items()} for b in found]
+        mine = self.ranks.share(range(len(batches)))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.lm.model.eval()
         with torch.no_grad():
-            old = [self._logp(self.lm, b) for b in batches]
-            reference = [self._logp(self.reference, b) for b in batches] if self.reference else []
-        sampled = [_of_policy(b, "sampled") for b in batches]
-        total = sum(len(o) for o in old)
+            old = {i: self._logp(self.lm, batches[i]) for i in mine}
+            reference = {i: self._logp(self.reference, batches[i]) for i in mine} if self.reference else {}
+        sampled = {i: _of_policy(batches[i], "sampled") for i in mine}
+        lengths_of = [int((b["labels"][:, 1:] != IGNORED).sum()) for b in batches]
+        total = sum(lengths_of)
         share = max(1, -(-len(batches) // c.updates))
-        clipped, norms, diverged, spread = 0, [], 0.0, 0.0
+        if self.lm.adapted:
+            _recompute(self.lm.causal)
+        clipped, norms, diverged, spread = 0.0, list[float](), 0.0, 0.0
         for _ in range(c.passes):
             for first in range(0, len(batches), share):
                 part = range(first, min(first + share, len(batches)))
-                tokens = sum(len(old[i]) for i in part)
+                tokens = sum(lengths_of[i] for i in part)
                 sequences = sum(int(batches[i]["sequences"]) for i in part)
-                for i in part:
+                for i in (i for i in part if i in old):
                     logits, logp = self._told(self.lm, batches[i])
                     advantages = _of_policy(batches[i], "advantages")
                     per_token, cut = clipped_surrogate(logp, old[i], advantages, c.clip, c.clip_high, c.dual_clip)
@@ -135,19 +151,22 @@ class Trainer:
                     whole = tokens if c.loss == "token" else sequences
                     average(per_token, lengths, whole, c.loss, self.action_tokens).backward()
                     clipped += int(cut.sum())
-                norms.append(float(torch.nn.utils.clip_grad_norm_(self.lm.model.parameters(), c.max_grad_norm)))
+                self.ranks.add_up(self.lm.trained)
+                norms.append(float(torch.nn.utils.clip_grad_norm_(self.lm.trained, c.max_grad_norm)))
                 if not math.isfinite(norms[-1]):
                     what = START_ANEW.format("learning_rate (or kl)")
                     raise TrainingError(f"iteration {self.progress.iteration}: the gradient is {norms[-1]}; {what}")
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
-        apart_sampled = torch.cat(old) - torch.cat(sampled)
+        self.lm.model.eval()
+        apart_sampled = torch.cat([old[i] - sampled[i] for i in mine]).abs() if mine else torch.zeros(1)
+        clipped, diverged, spread = self.ranks.total([clipped, diverged, spread])
         return {
             "clipped": clipped / (total * c.passes),
             "grad_norm": sum(norms) / len(norms),
             "updates": float(len(norms)),
             "policy_tokens": float(total),
-            "sampler_gap": float(apart_sampled.abs().mean()),
+            "sampler_gap": self.ranks.mean(float(apart_sampled.mean()), sum(lengths_of[i] for i in mine)),
             **({"kl": diverged / (total * c.passes)} if self.reference else {}),
             **({"entropy": spread / (total * c.passes)} if c.entropy else {}),
         }
@@ -165,11 +184,11 @@ class Trainer:
         """Logits by temperature [N, V] and log-probabilities [N] of the policy tokens of a batch."""
         labels = batch["labels"][:, 1:]
         where = labels != IGNORED
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden = lm.model.model(
+        with torch.autocast(lm.model.device.type, dtype=torch.bfloat16):
+            hidden = lm.causal.model(
                 input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"], use_cache=False
             ).last_hidden_state
-            logits = lm.model.lm_head(hidden[:, :-1][where])
+            logits = lm.causal.lm_head(hidden[:, :-1][where])
         logits = logits.float() / self.config.temperature
         return logits, torch.log_softmax(logits, -1).gather(1, labels[where][:, None])[:, 0]
 
@@ -188,6 +207,14 @@ class Trainer:
             self.critic = Critic(folder / "critic", self.config, self.lm.pad)
         data = json.loads((folder / "progress.json").read_text())
         self.progress = Progress(data["iteration"], data["metrics"])
+
+
+def _recompute(model: PreTrainedModel) -> None:
+    """Keep only each layer's input for the backward pass: a large policy's activations do not fit. Dropout stays off."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.train().modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.eval()
 
 
 def _of_policy(batch: Batch, name: str) -> torch.Tensor:

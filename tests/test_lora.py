@@ -1,0 +1,63 @@
+"""A policy with LoRA: only the adapter is trained and saved, it learns, and goes on exactly where it was."""
+
+import json
+from statistics import fmean
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra [train]")
+pytest.importorskip("gymnasium", reason="needs the extra [gym]")
+
+from test_chat_sft import tiny  # noqa: E402
+from test_cli import SMALL, dreamgym  # noqa: E402
+from test_trainer import TASKS, a_trainer, start  # noqa: E402, F401
+
+from dreamgym.lm.local import LocalLM  # noqa: E402
+from dreamgym.lm.lora import Lora  # noqa: E402
+
+
+def test_only_the_adapter_learns_and_resumes_exactly(start, tmp_path):  # noqa: F811
+    torch.set_num_threads(1)
+    begun, base, kept = a_trainer(start, {}), tmp_path / "base", tmp_path / "kept"
+    for _ in range(6):  # beside random frozen weights there is nothing that an adapter could steer
+        begun.iterate(TASKS)
+    begun.lm.save(base)
+    lm = LocalLM.load(base, Lora(r=8, alpha=16))
+    frozen = {n: p.clone() for n, p in lm.model.named_parameters() if not p.requires_grad}
+    assert frozen
+    trainer = a_trainer(base, {"learning_rate": 5e-3}, lm=lm)
+    for n in range(14):
+        if n == 11:
+            trainer.save(kept)
+        trainer.iterate(TASKS)
+    rewards = [m["reward"] for m in trainer.progress.metrics]
+    assert fmean(rewards[-5:]) > rewards[0] + 0.1
+    assert all(m["sampler_gap"] < 0.05 for m in trainer.progress.metrics), "no dropout, and layers are computed again to the same values"
+    assert all(torch.equal(p, frozen[n]) for n, p in lm.model.named_parameters() if n in frozen)
+    assert (kept / "adapter_model.safetensors").exists()
+    assert not (kept / "model.safetensors").exists()
+
+    again = a_trainer(base, {"learning_rate": 5e-3}, lm=LocalLM.load(kept))
+    again.resume(kept)
+    for _ in range(3):
+        again.iterate(TASKS)
+    for a, b in zip(again.lm.trained, lm.trained, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_run_with_a_chat_model_and_lora(tmp_path, kind):
+    base, run = tiny(tmp_path / "base", kind), tmp_path / "run"
+    small = [w for w in SMALL if not w.startswith(("base=", "rl.iterations", "sft.fit"))]
+    small += [f"base={base}", "rl.iterations=2", "sft.fit.epochs=2", "sft.fit.row_length=1024", "rl.row_length=1024", "collect_tasks=30"]
+    small += ["experience.fit.row_length=1024", "experience.fit.epochs=0.1", "policy.preset=paper", "policy.tokens=48"]
+    small += ["policy.lora={r: 4}"]
+    done = dreamgym("train", "--run", str(run), *small)
+    assert done.returncode == 0, done.stdout
+    for folder in ("sft", "policy"):
+        assert (run / folder / "adapter_model.safetensors").exists()
+        assert json.loads((run / folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    assert json.loads((run / "stages" / "train.json").read_text())["iterations"] == 2
+    refused = dreamgym("config", *small, "rl.advantage=gae")
+    assert refused.returncode == 1
+    assert "rl.advantage: gae trains a critic with all its weights" in refused.stdout

@@ -1,0 +1,41 @@
+"""Run by ``torchrun`` in tests/test_ranks.py: two processes train what one does; each writes down what it saw."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from test_trainer import TASKS, TwoLetters
+
+from dreamgym.lm.local import LocalLM
+from dreamgym.rl.config import RLConfig
+from dreamgym.rl.policy import Policy
+from dreamgym.rl.ranks import Ranks
+from dreamgym.rl.rollout import rollouts
+from dreamgym.rl.trainer import Trainer
+
+KEYS = {"iterations": 3, "group": 16, "learning_rate": 2e-2, "row_length": 128, "rows": 2, "kl": 0.01, "entropy": 0.001}
+
+
+def trained(start: str, out: Path, ranks: Ranks) -> None:
+    """Three iterations; the gradient of each step, the metrics and the last weights go to ``out``."""
+    torch.set_num_threads(1)
+    lm = LocalLM.load(start)
+
+    def play(seats):
+        groups = ranks.share(sorted({s.task.id for s in seats}))
+        own = rollouts(Policy(lm, 1.0), lambda *_: TwoLetters(), [s for s in seats if s.task.id in groups], "real", "letters")
+        place = {(s.task.id, s.member): i for i, s in enumerate(seats)}
+        return sorted(ranks.together(own), key=lambda r: place[r.episode.task.id, r.episode.member])
+
+    trainer, gradients = Trainer(lm, RLConfig(**KEYS), play, start, ranks=ranks), []
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (gradients.append([p.grad.clone() for p in lm.trained]), step())[1]
+    played = [trainer.iterate(TASKS)[0] for _ in range(KEYS["iterations"])]
+    episodes = [[r.episode.model_dump_json() for r in row] for row in played]
+    torch.save({"gradients": gradients, "weights": [p.detach() for p in lm.trained]}, out / f"{ranks.size}-{ranks.rank}.pt")
+    (out / f"{ranks.size}-{ranks.rank}.json").write_text(json.dumps({"metrics": trainer.progress.metrics, "episodes": episodes}))
+
+
+if __name__ == "__main__":
+    trained(sys.argv[1], Path(sys.argv[2]), Ranks.launched())
