@@ -2,10 +2,14 @@
 
     python -m benchmarks.rollout            # one thread, some minutes; writes benchmarks/results/rollout.json
 
-- ``vs_hf_loop``: transitions per second in real TextWorld games (*easy*, probe), 64 episodes at once, against one episode after the other
-  with transformers' ``generate`` for each turn: same policy, same prompts, temperature and budgets.
-- ``ours_env_s``: 16 episodes of 3 turns whose environment takes 50 ms a step, with a policy that takes none (limit 0.15).
-- ``overhead_share``, ``overhead_ms_per_transition``: of the first, the time that is in neither the policy nor the environment.
+- ``vs_hf_loop``: transitions per second in the dream (*easy*, logged tasks), 64 episodes at once, against one episode after the other with
+  transformers' ``generate`` for each turn of the policy and of the experience model: same models, prompts, temperatures and budgets.
+- ``vs_hf_loop_real``: the same in real TextWorld games (probe), whose own time is in both and not ours to shorten.
+- ``ours_env_s``: 16 episodes of 3 turns whose environment takes 50 ms a step, with a policy that takes none (limit 0.15);
+  ``trl_env_s``: the same by TRL's ``environment_factory`` (``benchmarks/trl_environment.py``).
+- ``overhead_share``, ``overhead_ms_per_transition``: in the real games, the time that is in neither the policy nor the environment.
+- ``kv_reuse_speedup``: seconds of a policy with transcripts (its warm start) in the same games, keys and values kept from turn to turn,
+  against reading each prompt anew.
 - ``trainer_ratio``: an update of the trainer against bare forward, backward and optimiser steps on the same batches, the forward pass
   for the old log-probabilities included in both; ``trainer_ratio_without_old``: against the bare steps alone.
 
@@ -17,26 +21,38 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import asyncio
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.cells import HERE, commit
+from benchmarks.cells import HERE, SFT, commit
+from benchmarks.grid import Cell
+from benchmarks.trl_environment import trl_environment_s
 from dreamgym.core.env import Env, Info, RealSteps, Step
 from dreamgym.core.files import write_json
 from dreamgym.core.state import state_of_text
 from dreamgym.core.types import Task
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
-from dreamgym.lm.local import LocalLM
+from dreamgym.experience.model import LocalExperienceModel
+from dreamgym.lm.cache import Memory
+from dreamgym.lm.fit import FitConfig
+from dreamgym.lm.local import Generation, LocalLM
 from dreamgym.lm.packing import IGNORED, collate, pack
+from dreamgym.pipeline.learn import warm_start
+from dreamgym.pipeline.logs import successes
+from dreamgym.pipeline.play import play_dream
 from dreamgym.pipeline.results import versions
 from dreamgym.pipeline.stages import shipped
+from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.rl.config import RLConfig
-from dreamgym.rl.context import Turn
+from dreamgym.rl.context import Transcript, Turn
 from dreamgym.rl.policy import ACTION_TOKENS, STATE_CONTEXT, Policy, Sample
 from dreamgym.rl.rollout import Rollout, Seat, rollouts
 from dreamgym.rl.trainer import Trainer, policy_trees
@@ -155,6 +171,51 @@ def one_by_one(lm: LocalLM, adapter: TextWorldAdapter, tasks: Sequence[Task]) ->
     return sum(asyncio.run(episode(t)) for t in tasks), time.perf_counter() - start
 
 
+class OneByOne(LocalLM):
+    """Answers prompt after prompt by transformers' ``generate``."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        budget: int,
+        temperature: float = 0.0,
+        draws: Sequence[np.random.Generator] | None = None,
+        memory: Memory | None = None,
+        known: Sequence[int] = (),
+    ) -> list[Generation]:
+        found = []
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        for prompt in prompts:
+            with torch.inference_mode():
+                ids = self.model.generate(
+                    torch.tensor([list(prompt)]), max_new_tokens=budget, pad_token_id=self.pad, eos_token_id=self.eos, **how
+                )[0, len(prompt) :].tolist()  # fmt: skip
+            found.append(Generation(tuple(ids), (0.0,) * len(ids), ids[-1] == self.eos))
+        return found
+
+
+def dreamed_per_s(cell: Cell, player: LocalExperienceModel, make: type[LocalLM], policy: LocalLM, tasks: int, together: bool) -> float:
+    """Transitions per second in the dream, all episodes at once or one after the other."""
+    chosen = [cell.tasks[name] for name in sorted(cell.tasks)[:tasks]]
+    frozen = ReplayBuffer()
+    frozen.add(cell.logs)
+    model = LocalExperienceModel(make(player.lm.model, player.lm.tokenizer), player.config, frozen.snapshot())
+    actor, seats = Policy(make(policy.model, policy.tokenizer), 1.0), [Seat(t, 0, 0) for t in chosen]
+    parts = [seats] if together else [[s] for s in seats]
+    start = time.perf_counter()
+    played = [r for part in parts for r in play_dream(actor, model, LONGEST, part)]
+    return sum(len(r.samples) for r in played) / (time.perf_counter() - start)
+
+
+def transcripts_s(lm: LocalLM, adapter: TextWorldAdapter, tasks: Sequence[Task], keep: bool) -> float:
+    """Seconds of the policy in ``tasks``, with what it read and said kept from turn to turn or not."""
+    clock, counter, policy = Clock(), RealSteps(), Policy(lm, 1.0, context=Transcript())
+    if not keep:
+        policy.memory = None
+    rollouts(TimedActor(policy, clock), lambda seat, _: adapter.env(counter), [Seat(t, 0, 0) for t in tasks], "real", adapter.name)
+    return clock.seconds
+
+
 def slow_environment_s() -> float:
     seats = [Seat(Task(id=f"slow/{i}", instruction="wait", first_state=()), 0, 0) for i in range(16)]
     start = time.perf_counter()
@@ -216,12 +277,32 @@ def main() -> None:
         outsides.append(1e3 * outside / n)
         shares.append(outside / wall)
         console.print(f"{n / wall:.0f} transitions/s at once, {m / alone:.0f} one by one, outside {outside / wall:.3f}")
+    cell = Cell("easy", "grpo_dream", 0)
+    player, warm = cell.experience()[0], LocalLM.load(cell.warm())
+    assert isinstance(player, LocalExperienceModel)
+    dreaming, looping = [], []
+    for _ in range(3):
+        dreaming.append(dreamed_per_s(cell, player, LocalLM, warm, GAMES, True))
+        looping.append(dreamed_per_s(cell, player, OneByOne, warm, 8, False))
+        console.print(f"dreamed: {dreaming[-1]:.0f} transitions/s at once, {looping[-1]:.1f} one by one")
+    demos = [e for e in successes(cell.logs) if e.behaviour == "expert"]
+    with tempfile.TemporaryDirectory() as folder:
+        fit = FitConfig(**SFT["easy"] | {"row_length": 1024, "rows": 1})
+        transcript = warm_start(shipped("base"), demos, fit, Path(folder) / "sft", context=Transcript())
+    kept, anew = [], []
+    for _ in range(3):
+        kept.append(transcripts_s(transcript, adapter, tasks, True))
+        anew.append(transcripts_s(transcript, adapter, tasks, False))
+        console.print(f"transcripts: {kept[-1]:.2f} s with keys and values kept, {anew[-1]:.2f} s without")
     ours, old, bare = map(min, zip(*(trainer_and_bare_s(LocalLM.load(shipped("base")), played) for _ in range(3)), strict=True))
     found = {
-        "vs_hf_loop": max(together) / max(apart),
+        "vs_hf_loop": max(dreaming) / max(looping),
+        "vs_hf_loop_real": max(together) / max(apart),
         "overhead_share": median(shares),
         "overhead_ms_per_transition": median(outsides),
         "ours_env_s": min(slow_environment_s() for _ in range(3)),
+        "trl_env_s": min(trl_environment_s() for _ in range(3)),
+        "kv_reuse_speedup": min(anew) / min(kept),
         "trainer_ratio": ours / (bare + old),
         "trainer_ratio_without_old": ours / bare,
         "games": GAMES,

@@ -68,6 +68,7 @@ def dreamgym(*words, cwd=ROOT, timeout=900):
         (["config", "evaluation.panel=train"], "evaluation.panel: Input should be 'probe', 'test' or 'unseen'"),
         (["config", "--config", "examples/own_environment.yaml", "rl.iterations=0"], None),
         (["config", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["config", "--config", "tests/twice.yaml"], "the key 'rows' is given twice"),
         (["collect", "env=textworld/hard"], "no level 'hard'"),
         (["collect", "env=nosuch:thing"], "cannot be imported"),
         (["collect", "logs=missing.jsonl"], "missing.jsonl: no such file"),
@@ -204,7 +205,6 @@ def test_a_real_budget_may_be_raised_and_nothing_else(tmp_path):
 
 def test_a_demonstration_too_long_for_a_policy_is_refused(tmp_path):
     from dreamgym.core.errors import ConfigError
-    from dreamgym.lm.local import LocalLM
     from dreamgym.pipeline.stages import _check_actions, shipped
     from dreamgym.pipeline.user_logs import read_user_logs
 
@@ -212,11 +212,11 @@ def test_a_demonstration_too_long_for_a_policy_is_refused(tmp_path):
     from dreamgym.pipeline.config import RunConfig
 
     path.write_text(a_log())
-    lm = LocalLM.load(shipped("base"))
-    _check_actions(lm, read_user_logs(path, {}), RunConfig())
+    base = str(shipped("base"))
+    _check_actions(base, read_user_logs(path, {}), RunConfig())
     path.write_text(a_log(transitions=steps_of(a_log(), 0, action="search red shirt of size medium under 30 dollars with long sleeves")))
     with pytest.raises(ConfigError, match=r"'search red shirt .* raise policy.tokens from 12"):
-        _check_actions(lm, read_user_logs(path, {}), RunConfig())
+        _check_actions(base, read_user_logs(path, {}), RunConfig())
 
 
 def test_another_configuration_does_not_overwrite_a_run(tmp_path):

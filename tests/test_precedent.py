@@ -48,9 +48,18 @@ def test_what_the_state_names_may_differ():
 
 def test_worlds_whose_last_action_is_free_text_or_rare_ask_for_none():
     assert precedents([episode(n, f"answer the {n}th thing that I found") for n in range(50)]) is None
+    assert precedents([episode(n % 20, f"answer city{n % 20}") for n in range(40)]) is None, "each of its own task, twice"
     assert precedents([episode(n, "eat meal") for n in range(9)]) is None
     assert precedents([episode(n, "eat meal", won=False) for n in range(50)]) is None
     assert held(WIN, ask("whatever"), None) is WIN
+
+
+def test_a_list_of_admissible_actions_names_nothing():
+    listed = ("[action] click[buy now]", "[action] click[back]", "[page] item: shirt")
+    wins = precedents([episode(n, "click[buy now]", state=listed) for n in range(12)])
+    assert wins is not None
+    assert wins.covers("click[buy now]", listed)
+    assert not wins.covers("click[back back]", listed)
 
 
 @given(st.text(), st.lists(st.text(), max_size=3))

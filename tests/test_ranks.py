@@ -12,10 +12,11 @@ torch = pytest.importorskip("torch", reason="needs the extra [train]")
 pytest.importorskip("gymnasium", reason="needs the extra [gym]")
 
 from test_cli import ENV, ROOT, SMALL, dreamgym  # noqa: E402
+from test_rl_run import logged  # noqa: E402, F401
 from test_trainer import start  # noqa: E402, F401
-from two_ranks import trained  # noqa: E402
+from two_ranks import RUNS, runs, trained  # noqa: E402
 
-from dreamgym.core.files import read_episodes  # noqa: E402
+from dreamgym.core.files import episode_line, read_episodes  # noqa: E402
 from dreamgym.replay.buffer import ReplayBuffer  # noqa: E402
 from dreamgym.replay.upkeep import verify  # noqa: E402
 from dreamgym.rl.ranks import ALONE  # noqa: E402
@@ -25,14 +26,42 @@ def torchrun(*words: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words]
 
 
-def test_two_processes_compute_the_gradient_of_one(start, tmp_path):  # noqa: F811
+@pytest.fixture(scope="module")
+def both(start, logged, tmp_path_factory):  # noqa: F811
+    """A folder with what two processes did, and one."""
+    out, vault = tmp_path_factory.mktemp("both"), logged[1].parent
+    (vault / "logs.jsonl").write_text("".join(episode_line(e) + "\n" for e in logged[0]))
     env = {**ENV, "PYTHONPATH": f"{ENV['PYTHONPATH']}:{ROOT / 'tests'}"}
-    words = torchrun("tests/two_ranks.py", str(start), str(tmp_path))
+    words = torchrun("tests/two_ranks.py", str(start), str(vault), str(out))
     done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    trained(str(start), tmp_path, ALONE)
-    tensors = {name: torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1")}
-    told = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in tensors}
+    torch.set_num_threads(1)
+    trained(str(start), out, ALONE)
+    runs(vault, out, ALONE)
+    return out
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_on_two_processes_plays_what_one_plays(both, name):
+    alone, first, second = (torch.load(both / f"{who}-{name}.pt") for who in ("1-0", "2-0", "2-1"))
+    episodes = [[e.model_dump_json() for e in read_episodes(both / f"{n}-{name}" / "episodes.jsonl")] for n in (1, 2)]
+    iteration = 3 * 4
+    assert len(episodes[0]) >= iteration
+    assert episodes[0][:iteration] == episodes[1][:iteration]
+    assert (first["ended"], first["iteration"]) == (second["ended"], second["iteration"])
+    for a, b in zip(first["weights"], second["weights"], strict=True):
+        assert torch.equal(a, b)
+    if name == "real":
+        assert alone["ended"] == first["ended"] == "budget"
+        assert second["real"] == 0, "the real environment is the first one's"
+        assert 60 < first["real"] <= 120
+    else:
+        assert first["ended"] == "iterations"
+
+
+def test_two_processes_compute_the_gradient_of_one(both):
+    tensors = {name: torch.load(both / f"{name}.pt") for name in ("1-0", "2-0", "2-1")}
+    told = {name: json.loads((both / f"{name}.json").read_text()) for name in tensors}
     assert told["2-0"]["episodes"] == told["2-1"]["episodes"], "both see all"
     assert told["2-0"]["episodes"][0] == told["1-0"]["episodes"][0], "and what one process would have seen"
     for a, b in zip(tensors["2-0"]["weights"], tensors["2-1"]["weights"], strict=True):

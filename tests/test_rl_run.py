@@ -10,6 +10,7 @@ from vault_model import VaultModel  # noqa: E402
 
 from dreamgym.core.env import AHEAD, RealSteps  # noqa: E402
 from dreamgym.core.errors import TrainingError  # noqa: E402
+from dreamgym.core.files import read_episodes  # noqa: E402
 from dreamgym.core.types import StopReason  # noqa: E402
 from dreamgym.lm.fit import FitConfig  # noqa: E402
 from dreamgym.lm.local import LocalLM  # noqa: E402
@@ -162,3 +163,11 @@ def test_each_sign_of_trouble_is_told_once_it_lasts():
     probed = [calm | {"dream_gap": 0.6} if n % 5 == 4 else {k: v for k, v in calm.items() if k != "dream_gap"} for n in range(15)]
     assert len(alarms(probed, limits)) == 1, "of probes, not of iterations"
     assert not alarms([*probed, probed[0]], limits)
+
+
+def test_a_failed_iteration_leaves_its_episodes_to_read(logged, tmp_path):
+    run = a_run(logged, tmp_path, {"iterations": 2})
+    run.lm.model.lm_head.register_full_backward_hook(lambda module, into, out: (into[0] * float("nan"),))
+    with pytest.raises(TrainingError, match=r"iteration 0: the gradient is nan.*failed\.jsonl"):
+        run.run(lambda m: None)
+    assert len(list(read_episodes(tmp_path / "failed.jsonl"))) == 12

@@ -114,6 +114,11 @@ def render_policy(instruction: str, state: State) -> str:
     return f"@task {escape(instruction)} @state {render_state(state)} @do"
 
 
+def render_next(change: Change) -> str:
+    """How the policy's transcript goes on after an action: what it changed, and the next one's marker."""
+    return f"{render_outcome(change, 'go')} @do"
+
+
 def render_outcome(change: Change, outcome: Outcome) -> str:
     return " ".join([*_changes(change), f"@{outcome}"])
 

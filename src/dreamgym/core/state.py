@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 State = tuple[str, ...]
+ADMISSIBLE = "[action] "
+"""State lines that begin so name an admissible action: an environment that lists them puts them into its observation."""
 LINE = re.compile(r"\[(?P<place>[^\]\s]+)\] (?P<kind>[^\s:]+):(?: (?P<text>.*))?")
 
 

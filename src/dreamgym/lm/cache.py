@@ -4,6 +4,7 @@ that takes its place. What attention reads is the same, to the bit.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from transformers import DynamicCache, PretrainedConfig
@@ -32,8 +33,8 @@ class RoomyLayer(DynamicLayer):
         now = done + key_states.shape[-2]
         if now > self.larger_keys.shape[-2]:
             every = torch.arange(len(key_states), device=key_states.device)
-            self.larger_keys = _with_room([self.keys], key_states.dtype, every)
-            self.larger_values = _with_room([self.values], value_states.dtype, every)
+            self.larger_keys = _with_room([self.keys], key_states.dtype, every, key_states.shape[-2] + STEP)
+            self.larger_values = _with_room([self.values], value_states.dtype, every, key_states.shape[-2] + STEP)
         self.larger_keys[: len(key_states), :, done:now] = key_states
         self.larger_values[: len(value_states), :, done:now] = value_states
         return self._fill(len(key_states), now)
@@ -73,13 +74,54 @@ def join(caches: Sequence[DynamicCache], rows: torch.Tensor, dtype: torch.dtype)
     return first
 
 
-def _with_room(parts: Sequence[torch.Tensor], dtype: torch.dtype, rows: torch.Tensor) -> torch.Tensor:
-    """``torch.cat(parts)[rows]`` with room, in a type that holds both (a prompt read in 16 bit goes on in 32)."""
+def _with_room(parts: Sequence[torch.Tensor], dtype: torch.dtype, rows: torch.Tensor, room: int = STEP) -> torch.Tensor:
+    """``torch.cat(parts)[rows]`` with room for further tokens, in a type that holds both (a prompt read in 16 bit goes on in 32)."""
     _, heads, tokens, size = parts[0].shape
-    larger = parts[0].new_empty((len(rows), heads, tokens + STEP, size), dtype=torch.promote_types(parts[0].dtype, dtype))
+    larger = parts[0].new_empty((len(rows), heads, tokens + room, size), dtype=torch.promote_types(parts[0].dtype, dtype))
     start = 0
     for part in parts:
         here = torch.nonzero((rows >= start) & (rows < start + len(part)))[:, 0]
         larger[here, :, :tokens] = part[rows[here] - start].to(larger.dtype)
         start += len(part)
     return larger
+
+
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of one sequence by layer, each [heads, tokens, head size]."""
+
+
+@dataclass
+class Memory:
+    """What was read and said, from call to call: a sequence's keys and values by its ids. Each is taken once, by what goes on from it."""
+
+    kept: dict[tuple[int, ...], Layers] = field(default_factory=dict)
+    room: int = 0
+
+    def keep(self, ids: tuple[int, ...], cache: DynamicCache, row: int, mask: torch.Tensor) -> None:
+        """Row ``row`` of ``cache`` under ``ids``, whose last has not been read; ``mask`` [tokens]: which of its tokens are no padding."""
+        layers = [layer for layer in cache.layers if isinstance(layer, RoomyLayer)]
+        if len(layers) < len(cache.layers):
+            return  # a sliding window has forgotten the beginning
+        where = torch.nonzero(mask)[:, 0]
+        self.kept[ids] = [(layer.larger_keys[row][:, where], layer.larger_values[row][:, where]) for layer in layers]
+
+    def take(self, ids: tuple[int, ...]) -> Layers | None:
+        """Of the sequence ``ids`` without its last token; None where it is not known."""
+        return self.kept.pop(ids, None)
+
+    def trim(self, rows: int) -> None:
+        """Let the oldest go, beyond twice the most ``rows`` of a call: nobody says that a sequence has ended. A missed one is read anew."""
+        self.room = max(self.room, 2 * rows)
+        for ids in list(self.kept)[: max(0, len(self.kept) - self.room)]:
+            del self.kept[ids]
+
+
+def preload(cache: DynamicCache, rows: Sequence[Layers | None], width: int, shapes: Layers) -> None:
+    """Fill an empty ``cache`` with ``width`` tokens per row, known ones at the right end; ``shapes``: any sequence of the same model."""
+    for number, (keys, _) in enumerate(shapes):
+        heads, _, size = keys.shape
+        both = keys.new_zeros((2, len(rows), heads, width, size))
+        for i, row in enumerate(rows):
+            for held, one in zip(both, row[number] if row else (), strict=False):
+                held[i, :, width - one.shape[1] :] = one
+        cache.update(both[0], both[1], number)

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dreamgym.core.errors import DataError
-from dreamgym.lm.cache import join, roomy_cache
+from dreamgym.lm.cache import Memory, join, preload, roomy_cache
 from dreamgym.lm.lora import Lora
 
 ROWS = 16
@@ -91,12 +91,19 @@ class LocalLM:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Sequence[int]], budget: int, temperature: float = 0.0, draws: Sequence[np.random.Generator] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        budget: int,
+        temperature: float = 0.0,
+        draws: Sequence[np.random.Generator] | None = None,
+        memory: Memory | None = None,
+        known: Sequence[int] = (),
     ) -> list[Generation]:
         """Continue each prompt until the end token or ``budget`` tokens.
 
         Greedy at temperature 0; otherwise row i samples with ``draws[i]`` alone. Log-probabilities are those of the
-        distribution sampled from (after temperature); greedy ones those at temperature 1.
+        distribution sampled from (after temperature); greedy ones those at temperature 1. Prompt i goes on from its first ``known[i]``
+        tokens, a prompt and its reply of an earlier call: what ``memory`` has of them is not read again.
         """
         if not prompts:
             return []
@@ -104,19 +111,26 @@ class LocalLM:
             raise ValueError(f"sampling needs one generator per prompt: {len(prompts)} prompts")
         unique = {tuple(p): None for p in prompts}
         row_of = {p: i for i, p in enumerate(unique)}
-        n, width = len(prompts), max(len(p) for p in unique)
-        place = self.model.device
+        begun = dict(zip(map(tuple, prompts), known, strict=False)) if memory else {}
+        held = [memory.take(p[: begun.get(p, 0)]) if memory else None for p in unique]
+        shapes = max((h for h in held if h), key=lambda h: h[0][0].shape[1], default=None)
+        n, past, place = len(prompts), shapes[0][0].shape[1] if shapes else 0, self.model.device
+        new = [p[h[0][0].shape[1] if h else 0 :] for p, h in zip(unique, held, strict=True)]
+        width = max(map(len, new))
         ids = torch.full((len(unique), width), self.pad)
-        mask = torch.zeros((len(unique), width), dtype=torch.long)
-        for i, p in enumerate(unique):
-            ids[i, width - len(p) :] = torch.tensor(p)
-            mask[i, width - len(p) :] = 1
-        self.tokens_in += int(mask.sum())
+        mask = torch.zeros((len(unique), past + width), dtype=torch.long)  # of a row: padding, what is known, padding, what is new
+        for i, (p, x) in enumerate(zip(unique, new, strict=True)):
+            ids[i, width - len(x) :] = torch.tensor(x)
+            mask[i, past + width - len(x) :] = 1
+            mask[i, past - (len(p) - len(x)) : past] = 1
+        self.tokens_in += sum(map(len, new))
         ids, mask = ids.to(place), mask.to(place)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, past:]
         read, last = [], []
         for part in torch.arange(len(unique)).tensor_split(-(-len(unique) // ROWS)):  # equal parts
             read.append(roomy_cache(self.model.config))
+            if shapes:
+                preload(read[-1], [held[i] for i in part], past, shapes)
             with torch.autocast(place.type, dtype=torch.bfloat16):
                 told = self.model(
                     input_ids=ids[part], attention_mask=mask[part], position_ids=positions[part], past_key_values=read[-1], logits_to_keep=1
@@ -134,10 +148,12 @@ class LocalLM:
             for row, i in enumerate(live):
                 out[i].append(int(chosen[row]))
                 logprobs[i].append(float(lp[row]))
-                if out[i][-1] != self.eos:
+                if out[i][-1] != self.eos and len(out[i]) < budget:
                     keep.append(row)
+                elif memory is not None:
+                    memory.keep((*prompts[i], *out[i]), cache, row, mask[row])
             self.tokens_out += len(live)
-            if not keep or len(out[live[keep[0]]]) >= budget:
+            if not keep:
                 break
             if len(keep) < len(live):  # the last rows take the places of those that ended
                 staying = set(keep)
@@ -152,6 +168,8 @@ class LocalLM:
                 told = self.model(input_ids=chosen[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache)
             logits = told.logits[:, -1].float()
             position = position + 1
+        if memory is not None:
+            memory.trim(n)
         return [Generation(tuple(o), tuple(lp), bool(o) and o[-1] == self.eos) for o, lp in zip(out, logprobs, strict=True)]
 
     def _choose(
@@ -182,6 +200,7 @@ def _adapted(path: str, lora: Lora | None = None) -> PreTrainedModel:
     from peft import PeftConfig, PeftModel, get_peft_model
 
     base = path if lora else str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+    base = str(Path(base).resolve()) if Path(base).exists() else base  # an adapter keeps this name, and is read from anywhere
     model = _placed(base, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
     found = get_peft_model(model, lora.peft()) if lora else PeftModel.from_pretrained(model, path, is_trainable=True)
     return found  # type: ignore[return-value]  # it passes on all that is asked of the model inside

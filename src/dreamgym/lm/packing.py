@@ -3,6 +3,7 @@
 The continuations (*segments*) of a prefix see the prefix and themselves, never each other: one block-sparse attention
 mask instead of one copy of the prefix per continuation. Several trees fill one row. With states as prefixes and the
 actions tried in them as segments this halves the tokens of a training step; the result equals separate sequences (tested).
+In a *chain* each segment goes on from the one before: the turns of an append-only transcript, read once.
 """
 
 from collections.abc import Sequence
@@ -28,11 +29,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A prefix and its continuations. ``prefix_trained``: loss on the prefix too (language modelling)."""
+    """A prefix and its continuations. ``prefix_trained``: loss on the prefix too (language modelling); ``chain``: one after the other."""
 
     prefix: tuple[int, ...]
     segments: tuple[Segment, ...]
     prefix_trained: bool = False
+    chain: bool = False
 
     def __len__(self) -> int:
         return len(self.prefix) + sum(len(s.ids) for s in self.segments)
@@ -49,8 +51,11 @@ class Row:
 def split(tree: Tree, length: int) -> list[Tree]:
     """The same tree as several that fit into ``length`` tokens each (the prefix is repeated).
 
-    Raises ``ValueError`` where prefix and one segment alone are longer than a row.
+    A chain stays whole, and makes its row longer where it has to: how long an episode gets nobody can know before. Raises ``ValueError``
+    where prefix and one segment alone are longer than a row.
     """
+    if tree.chain:
+        return [tree]
     parts: list[Tree] = []
     current: list[Segment] = []
     used = len(tree.prefix)
@@ -66,7 +71,7 @@ def split(tree: Tree, length: int) -> list[Tree]:
 
 
 def pack(trees: Sequence[Tree], length: int) -> list[Row]:
-    """Rows of at most ``length`` tokens, first fit over a few open rows, in the order of ``trees``."""
+    """Rows of at most ``length`` tokens (but for longer chains), first fit over a few open rows, in the order of ``trees``."""
     rows: list[Row] = []
     open_rows: list[Row] = []
     for tree in (part for t in trees for part in split(t, length)):
@@ -94,6 +99,7 @@ def collate(rows: Sequence[Row], pad: int = 0, policy: bool = False) -> dict[str
     labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
     tree_of = np.full((len(rows), width), -1, dtype=np.int32)
     part_of = np.zeros((len(rows), width), dtype=np.int32)
+    chained = np.zeros((len(rows), width), dtype=np.bool_)
     advantages = np.zeros((len(rows), width), dtype=np.float32)
     sampled = np.zeros((len(rows), width), dtype=np.float32)
     lengths = np.zeros((len(rows), width), dtype=np.float32)
@@ -109,8 +115,9 @@ def collate(rows: Sequence[Row], pad: int = 0, policy: bool = False) -> dict[str
             for p, s in enumerate(tree.segments, start=1):
                 m = len(s.ids)
                 ids[b, at : at + m] = s.ids
-                positions[b, at : at + m] = n + np.arange(m)
+                positions[b, at : at + m] = (at - start if tree.chain else n) + np.arange(m)
                 part_of[b, at : at + m] = p
+                chained[b, at : at + m] = tree.chain
                 labels[b, at + m - s.trained : at + m] = s.ids[m - s.trained :]
                 labels[b, at] = IGNORED
                 advantages[b, at : at + m] = s.advantage
@@ -121,7 +128,7 @@ def collate(rows: Sequence[Row], pad: int = 0, policy: bool = False) -> dict[str
             tree_of[b, start:at] = k
     tree_t, part_t = torch.from_numpy(tree_of), torch.from_numpy(part_of)
     same_tree = tree_t[:, :, None] == tree_t[:, None, :]
-    visible = (part_t[:, None, :] == 0) | (part_t[:, :, None] == part_t[:, None, :])
+    visible = (part_t[:, None, :] == 0) | (part_t[:, :, None] == part_t[:, None, :]) | torch.from_numpy(chained)[:, :, None]
     causal = torch.ones(width, width, dtype=torch.bool).tril()
     hidden = ~(same_tree & visible & causal)[:, None]
     mask = torch.zeros(hidden.shape).masked_fill_(hidden, torch.finfo(torch.float32).min)
@@ -135,7 +142,7 @@ def collate(rows: Sequence[Row], pad: int = 0, policy: bool = False) -> dict[str
                 "advantages": torch.from_numpy(advantages),
                 "sampled": torch.from_numpy(sampled),
                 "lengths": torch.from_numpy(lengths),
-                "sequences": torch.tensor(sum(len(tree.segments) for row in rows for tree in row.trees)),
+                "sequences": torch.tensor(sum(s.trained > 0 for row in rows for tree in row.trees for s in tree.segments)),
             }
             if policy
             else {}

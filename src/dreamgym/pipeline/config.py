@@ -6,7 +6,7 @@ config = load_config(Path("my.yaml"), ["rl.iterations=20", "experience.prompt.re
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -186,8 +186,10 @@ class Acting(Section):
 
     preset: Literal["tiny", "paper"] = "tiny"
     """``tiny``: instruction and carried state in, action out; ``paper``: chat prompt with history in, ``<think>`` and ``<action>`` out."""
+    context: Literal["steps", "transcript"] = "steps"
+    """Each step a prompt of its own, or an episode one growing transcript, in which nothing is rendered again."""
     history: int = Field(2, ge=0)
-    """Earlier steps in the prompt of the preset ``paper``."""
+    """Earlier steps in the prompt of the preset ``paper``; a transcript has them all."""
     tokens: int = Field(12, ge=2)
     """Tokens of one reply, its end included; longer ones are cut (demonstrations that are longer are refused)."""
     lora: Lora | None = None
@@ -271,11 +273,15 @@ class RunConfig(Section):
     rl: Dreaming = Dreaming()
     s2r: SimToReal = SimToReal()
     evaluation: Evaluation = Evaluation()
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    """Where metrics of policy learning go beside ``metrics.jsonl`` (each an extra of its name)."""
     threads: int = Field(0, ge=0)
     """Threads of torch; 0 = all cores."""
 
     @model_validator(mode="after")
     def _no_idle_key(self) -> "RunConfig":
+        if self.policy.context == "transcript" and self.policy.history != Acting().history:
+            raise ValueError("policy.history has no effect with policy.context: transcript, which has all steps; leave it out")
         if self.policy.preset == "tiny" and (self.rl.invalid_action_penalty or self.s2r.invalid_action_penalty):
             raise ValueError("invalid_action_penalty (rl, s2r) needs policy.preset: paper; a reply of the preset tiny cannot be malformed")
         if self.policy.lora and self.rl.advantage == "gae":
@@ -291,6 +297,17 @@ class RunConfig(Section):
         return self
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """YAML lets a key come twice, and the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        keys = [self.construct_object(key, deep) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key, (place, _) in zip(keys, node.value, strict=True):
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"line {place.start_mark.line + 1}: the key {key!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
 def config_hash(value: BaseModel | dict[str, object]) -> str:
     """A short stable hash of a configuration or a part of one."""
     data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
@@ -304,7 +321,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     if path is not None:
         where = str(path)
         try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+            loaded = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)  # a SafeLoader
         except OSError as e:
             raise ConfigError(f"{path}: cannot be read ({e.strerror})") from e
         except yaml.YAMLError as e:

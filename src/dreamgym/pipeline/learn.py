@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from dreamgym.core.types import Episode, Task
 from dreamgym.experience.base import base_trees, log_texts
 from dreamgym.experience.prompt import ExperienceConfig
@@ -68,13 +70,16 @@ def warm_start(
     lora: Lora | None = None,
 ) -> LocalLM:
     """The policy's start: ``base`` (or, with ``lora``, an adapter on it) fine-tuned on successful episodes (behaviour cloning)."""
+    torch.manual_seed(config.seed)  # a new adapter is drawn
     lm = LocalLM.load(base, lora)
     fit(lm.model, demonstration_trees(lm, demonstrations, context), config, folder / "checkpoints", report)
     return _keep(lm, folder)
 
 
 def demonstration_trees(lm: LocalLM, episodes: Sequence[Episode], context: Context = STATE_CONTEXT) -> list[Tree]:
-    """One tree per demonstrated step: the policy's prompt, and the reply with its end."""
+    """One tree per demonstrated step: the policy's prompt, and the reply with its end; a chain per episode where the context appends."""
+    if context.appends:
+        return [_transcript(lm, e, context) for e in episodes]
     trees = []
     for e in episodes:
         turns = [Turn(e.task.instruction, t.state, (), e.transitions[:i]) for i, t in enumerate(e.transitions)]
@@ -82,6 +87,18 @@ def demonstration_trees(lm: LocalLM, episodes: Sequence[Episode], context: Conte
             reply = lm.encode(context.reply(t.action))
             trees.append(Tree(tuple(prompt[:-1]), (Segment((prompt[-1], *reply, lm.eos), len(reply) + 1),)))
     return trees
+
+
+def _transcript(lm: LocalLM, episode: Episode, context: Context) -> Tree:
+    """An episode as the policy would have seen and said it."""
+    said, prefix, segments = tuple[int, ...](), tuple[int, ...](), list[Segment]()
+    for i, t in enumerate(episode.transitions):
+        [prompt] = context.prompts(lm, [Turn(episode.task.instruction, t.state, (), episode.transitions[:i], said)])
+        reply = (*lm.encode(context.reply(t.action)), lm.eos)
+        prefix = prefix or tuple(prompt[:-1])
+        segments.append(Segment((*prompt[len(said or prefix) :], *reply), len(reply)))
+        said = (*prompt, *reply)
+    return Tree(prefix, tuple(segments), chain=True)
 
 
 def _keep(lm: LocalLM, folder: Path) -> LocalLM:

@@ -7,12 +7,13 @@ The command line finds the stage done afterwards. Killed, the same command goes 
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from dreamgym.core.errors import ConfigError, DreamgymError
 from dreamgym.pipeline.config import load_config
-from dreamgym.pipeline.reinforce import train_policy
+from dreamgym.pipeline.reinforce import reopen, train_policy
 from dreamgym.pipeline.run import Run, console
 from dreamgym.rl.ranks import Ranks
 
@@ -25,15 +26,20 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run directory")
     folder = parser.parse_args().run
     run, ranks = Run(folder, load_config(folder / "config.yaml")), Ranks.launched()
-    torch.set_num_threads(max(1, (run.config.threads or torch.get_num_threads()) // ranks.size))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(max(1, (run.config.threads or os.cpu_count() or 1) // here))
     console.quiet = not ranks.first
     if not run.done("warm-start"):
         raise ConfigError(f"{folder}: stage warm-start has not finished there; run: dreamgym train --run {folder} --stages start")
+    if ranks.first:
+        reopen(run, "train")
+    ranks.wait()
     if run.done("train"):
         return
-    summary = train_policy(run, ranks)
     if ranks.first:
-        run.stage("train", lambda: summary)
+        run.stage("train", lambda: train_policy(run, ranks))
+    else:
+        train_policy(run, ranks)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The stages of policy learning: in the dream, in the real environment as the control, and in the real one after the dream (S2R)."""
 
 import math
+from typing import Literal
 
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import ConfigError
@@ -15,6 +16,7 @@ from dreamgym.pipeline.play import panel_tasks
 from dreamgym.pipeline.player import experience_model, remote_costs
 from dreamgym.pipeline.rl_run import RLRun
 from dreamgym.pipeline.run import LOGS, Run, bar, console
+from dreamgym.pipeline.trackers import tracked
 from dreamgym.replay.enrichment import Enriched
 from dreamgym.rl.monitors import alarms
 from dreamgym.rl.ranks import ALONE, Ranks
@@ -78,14 +80,17 @@ def _reinforce(
     tasks = tasks_of(load_logs([run.path(LOGS)]))
     rl = RLRun(start, how, tasks, adapter, work, model, replay, counter, config.seed, context_of(config), config.policy.tokens, ranks)
     name = ALGORITHMS[how.advantage]
-    with bar() as progress:
+    trackers = config.trackers if ranks.first else []
+    source: Literal["dream", "real"] = "real" if model is None else "dream"
+    with bar() as progress, tracked(trackers, work, source, config, rl.iteration) as track:
         task = progress.add_task(name, total=how.iterations, completed=rl.iteration)
 
         def report(m: dict[str, float]) -> None:
             for text in alarms(rl.trainer.progress.metrics, how.watch):
                 progress.console.print(f"  [yellow]iteration {m['iteration']:.0f}:[/yellow] {text}")
-            where = "real reward" if model is None else "dream reward"
-            progress.update(task, advance=1, description=f"{name} {where} {m.get('reward', math.nan):.2f} invalid {m['invalid']:.2f}")
+            track(m)
+            shown = f"{name} {source} reward {m.get('reward', math.nan):.2f} invalid {m['invalid']:.2f}"
+            progress.update(task, advance=1, description=shown)
 
         probe = panel_tasks(adapter, "probe", config.evaluation.probe_games) if how.probe_every else ()
         lm = rl.run(report, probe, how.probe_every, config.evaluation.temperature, how.patience)

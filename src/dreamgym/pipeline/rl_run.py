@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dreamgym.core.env import RealSteps
-from dreamgym.core.errors import BudgetError, DataError
+from dreamgym.core.errors import BudgetError, DataError, TrainingError
 from dreamgym.core.files import episode_line, write_atomic
 from dreamgym.core.types import Episode, Task
 from dreamgym.curriculum.sampler import TaskSampler, VarianceSampler
@@ -74,6 +74,7 @@ class RLRun:
         """Why ``run`` came to its end: ``iterations``, ``budget``, ``patience`` or ``alarm``."""
         held = self._resume(checkpoint) if resumed else None
         if ranks.first:
+            (self.folder / "failed.jsonl").unlink(missing_ok=True)
             _cut(self.folder / "metrics.jsonl", self.iteration, "iteration")
             _cut(self.folder / "episodes.jsonl", self.iteration, "policy_version")
         if self.replay is not None:
@@ -120,7 +121,7 @@ class RLRun:
         if not self.probe and self.ranks.first:
             self.lm.save(policy)
         self.ranks.wait()
-        return LocalLM.load(policy)
+        return LocalLM.load(policy) if self.ranks.first else self.lm
 
     def _next(self, probed: int, patience: int) -> tuple[str, int]:
         """Why the run ends here, if it does; and the tasks of the next iteration."""
@@ -139,7 +140,13 @@ class RLRun:
             self.model.use(self.replay.snapshot())
         tasks = [self.sheets.tasks[t] for t in self.sampler.next(n)]
         before = self._spent()
-        played, groups, metrics = self.trainer.iterate(tasks)
+        try:
+            played, groups, metrics = self.trainer.iterate(tasks)
+        except TrainingError as e:
+            failed = self.folder / "failed.jsonl"
+            if self.ranks.first:
+                write_atomic(failed, "".join(episode_line(r.episode) + "\n" for r in self.trainer.played))
+            raise TrainingError(f"{e} ({failed})") from e
         spent = {name: float(n - before[name]) for name, n in self._spent().items()}
         metrics |= dict(zip(spent, self.ranks.total(list(spent.values())), strict=True))
         for name, rewards in groups.items():

@@ -82,7 +82,7 @@ def _decisive(config: RunConfig, s2r: bool) -> dict[str, object]:
         data[phase]["real_budget"] = data[phase]["watch"] = data[phase]["patience"] = None
     if not s2r:
         data["s2r"] = None
-    data["evaluation"]["judge"] = None
+    data["evaluation"]["judge"] = data["trackers"] = None
     if config.replay.embeddings:
         data["replay"]["embeddings"]["base_url"] = None
     if config.replay.admit and config.replay.admit.judge:

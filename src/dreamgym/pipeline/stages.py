@@ -203,7 +203,7 @@ def warm_start_policy(run: Run) -> Summary:
     """Behaviour cloning of the limited demonstrations: the policy before any reinforcement learning."""
     config = run.config
     demos = demonstrations(load_logs([run.path(LOGS)]), config.sft.demonstrations)
-    _check_actions(LocalLM.load(base_path(run)), demos, config)
+    _check_actions(base_path(run), demos, config)
     drop_torn_checkpoints(run.path("sft/checkpoints"))
     with bar() as progress:
         fit, report = fit_config(config.sft.fit, config.seed), fit_report(progress, "warm start")
@@ -211,11 +211,13 @@ def warm_start_policy(run: Run) -> Summary:
     return {"demonstrations": len(demos), "steps": sum(len(e.transitions) for e in demos)}
 
 
-def _check_actions(lm: LocalLM, demos: Sequence[Episode], config: RunConfig) -> None:
+def _check_actions(base: str, demos: Sequence[Episode], config: RunConfig) -> None:
     """A demonstrated action that the policy has not the tokens for would be taught and never said."""
-    limit, context = config.policy.tokens, context_of(config)
+    from transformers import AutoTokenizer
+
+    limit, context, tokenizer = config.policy.tokens, context_of(config), AutoTokenizer.from_pretrained(base)
     for action in sorted({t.action for e in demos for t in e.transitions}):
-        tokens = len(lm.encode(context.reply(action))) + 1
+        tokens = len(tokenizer.encode(context.reply(action), add_special_tokens=False, split_special_tokens=True)) + 1
         if tokens > limit:
             raise ConfigError(f"policy.tokens: the demonstrated action {action!r} has {tokens} tokens with its end; raise policy.tokens"
                               f" from {limit} to {tokens} or more")  # fmt: skip

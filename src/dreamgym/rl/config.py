@@ -73,6 +73,8 @@ class RLConfig(BaseModel):
     """Schulman's: half the square of log r, or r - 1 - log r (verl's ``low_var_kl``)."""
     entropy: float = Field(0.0, ge=0)
     """Weight of an entropy bonus."""
+    old: Literal["recomputed", "sampled"] = "recomputed"
+    """Old log-probabilities: by the trainer before its first step, or as the sampler had them, which saves a pass over the tokens."""
     importance_cap: float | None = Field(None, gt=0)
     """Weigh tokens by the trainer's probability over the sampler's, at most this (truncated importance sampling); null = do not."""
 
@@ -116,6 +118,8 @@ class RLConfig(BaseModel):
         idle = [name for name, active in acts.items() if not active and getattr(self, name) != type(self).model_fields[name].default]
         if idle:
             raise ValueError(f"{', '.join(idle)}: has no effect with the other settings; leave it out")
+        if self.importance_cap is not None and self.old == "sampled":
+            raise ValueError("importance_cap weighs recomputed probabilities against sampled ones; with old: sampled they are the same")
         if self.advantage == "gae" and self.credit != "episode":
             raise ValueError(f"credit: {self.credit} shares out an episode's advantage; with advantage: gae each step has its own")
         if any(h < 1 for h in self.horizon) or list(self.horizon) != sorted(self.horizon):

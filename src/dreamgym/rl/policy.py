@@ -1,7 +1,7 @@
 """The policy: a causal LM that reads a turn, as its context shows it, and writes one free-form action.
 
-Each step is its own sample (*step-wise* context policy): the prompt is rendered once, the sampled ids are what is trained
-on. Replies are read up to the end token; one without it is cut at the budget and taken as it is.
+A prompt is rendered once, the sampled ids are what is trained on. Replies are read up to the end token; one without it is cut at
+the budget and taken as it is. With a context that appends, keys and values are kept from turn to turn.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ import numpy as np
 
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.state import State
+from dreamgym.lm.cache import Memory
 from dreamgym.lm.local import LocalLM
 from dreamgym.rl.context import Context, StateContext, Turn
 
@@ -56,10 +57,12 @@ class Policy:
         self.temperature = temperature
         self.action_tokens = action_tokens
         self.context = context
+        self.memory = Memory() if context.appends else None
 
     def act(self, turns: Sequence[Turn]) -> list[Sample]:
         prompts = self.context.prompts(self.lm, turns)
         draws = [keyed_rng("policy", *t.key) for t in turns]
-        replies = self.lm.generate(prompts, self.action_tokens, self.temperature, draws)
+        known = [len(t.said) for t in turns]
+        replies = self.lm.generate(prompts, self.action_tokens, self.temperature, draws, self.memory, known)
         read = [self.context.read(self.lm.decode(g.ids)) for g in replies]
         return [Sample(tuple(p), g.ids, g.logprobs, *r) for p, g, r in zip(prompts, replies, read, strict=True)]

@@ -12,6 +12,7 @@ shares is the gradient that one process would compute (to the order of its sums)
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -33,7 +34,8 @@ class Ranks:
             return cls()
         from accelerate import PartialState
 
-        state = PartialState(cpu=not torch.cuda.is_available())
+        # the others wait for the first one's probes and real episodes, however long these take
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
         return cls(state.process_index, state.num_processes)
 
     @property

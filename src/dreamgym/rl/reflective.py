@@ -14,6 +14,8 @@ REFLECTION_TOKENS = 96
 class ReflectiveContext:
     """Instruction and state in the grammar; a reason, if any, and the action out."""
 
+    appends = False
+
     def prompts(self, lm: LocalLM, turns: Sequence[Turn]) -> list[list[int]]:
         return lm.encode_batch([" " + render_policy(t.instruction, t.state).removesuffix(_DO) + "@why" for t in turns])
 

@@ -73,7 +73,8 @@ async def _episode(seat: Seat, env: Env, lockstep: Lockstep, source: Source, env
         instruction = str(info.get("instruction", task.instruction))
         task = task.model_copy(update={"instruction": instruction, "first_state": state})
         while stop is None:
-            turn = Turn(instruction, state, (seat.seed, seat.iteration, seat.task.id, seat.member, len(steps)), tuple(steps))
+            said = (*samples[-1].prompt, *samples[-1].ids) if samples else ()
+            turn = Turn(instruction, state, (seat.seed, seat.iteration, seat.task.id, seat.member, len(steps)), tuple(steps), said)
             sample = await lockstep.call("policy", turn.key, turn)
             assert isinstance(sample, Sample)
             answer = await env.step(sample.action)

@@ -10,11 +10,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from statistics import pstdev
 
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dreamgym.core.errors import TrainingError
 from dreamgym.core.types import Task, Transition
@@ -25,7 +28,7 @@ from dreamgym.rl.config import RLConfig
 from dreamgym.rl.credit import critic_credit, episode_return, has_effect, step_credit
 from dreamgym.rl.critic import START_ANEW, Critic
 from dreamgym.rl.losses import average, clipped_surrogate, divergence, entropy, importance
-from dreamgym.rl.policy import ACTION_TOKENS
+from dreamgym.rl.policy import ACTION_TOKENS, Sample
 from dreamgym.rl.ranks import ALONE, Ranks
 from dreamgym.rl.rollout import Rollout, Seat
 
@@ -66,13 +69,15 @@ class Trainer:
         self.critic = Critic(start, config, lm.pad) if config.advantage == "gae" else None
         self.reference = LocalLM.load(start) if config.kl else None
         self.progress = Progress()
+        self.played: Sequence[Rollout] = ()
+        """Of the last iteration, or of the one that failed."""
 
     def iterate(self, tasks: Sequence[Task]) -> tuple[list[Rollout], dict[str, list[float | None]], dict[str, float]]:
         """One iteration on ``tasks``: the rollouts, the rewards of each group, and the metrics. Raises ``TrainingError``."""
         c, n = self.config, self.progress.iteration
         start = time.perf_counter()
         seats = [Seat(task, member, self.seed, n) for task in tasks for member in range(c.group)]
-        rollouts = self.play(seats)
+        rollouts = self.played = self.play(seats)
         rolled = time.perf_counter()
         groups: dict[str, list[float | None]] = {t.id: [] for t in tasks}
         for r in rollouts:
@@ -111,31 +116,34 @@ class Trainer:
         rows = pack(trees, c.row_length)
         if not rows:
             return {"clipped": 0.0, "grad_norm": 0.0, "updates": 0.0}
-        place = self.lm.model.device
-        found = [collate(rows[i : i + c.rows], self.lm.pad, policy=True) for i in range(0, len(rows), c.rows)]
-        batches = [{name: t.to(place) for name, t in b.items()} for b in found]
-        mine = self.ranks.share(range(len(batches)))
+        place, parts = self.lm.model.device, [rows[i : i + c.rows] for i in range(0, len(rows), c.rows)]
+
+        def made(i: int) -> Batch:
+            return {name: t.to(place) for name, t in collate(parts[i], self.lm.pad, policy=True).items()}
+
+        batch = cache(made) if place.type == "cpu" else made  # masks of an iteration of a large policy do not fit on an accelerator
+        mine = self.ranks.share(range(len(parts)))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.lm.model.eval()
+        sampled = {i: _of_policy(batch(i), "sampled") for i in mine}
         with torch.no_grad():
-            old = {i: self._logp(self.lm, batches[i]) for i in mine}
-            reference = {i: self._logp(self.reference, batches[i]) for i in mine} if self.reference else {}
-        sampled = {i: _of_policy(batches[i], "sampled") for i in mine}
-        lengths_of = [int((b["labels"][:, 1:] != IGNORED).sum()) for b in batches]
-        total = sum(lengths_of)
-        share = max(1, -(-len(batches) // c.updates))
+            old = {i: self._logp(self.lm, batch(i)) for i in mine} if c.old == "recomputed" else sampled
+            reference = {i: self._logp(self.reference, batch(i)) for i in mine} if self.reference else {}
+        trained = [[s.trained for row in part for tree in row.trees for s in tree.segments if s.trained] for part in parts]
+        total = sum(map(sum, trained))
+        share = max(1, -(-len(parts) // c.updates))
         if self.lm.adapted:
             _recompute(self.lm.causal)
         clipped, norms, diverged, spread = 0.0, list[float](), 0.0, 0.0
         for _ in range(c.passes):
-            for first in range(0, len(batches), share):
-                part = range(first, min(first + share, len(batches)))
-                tokens = sum(lengths_of[i] for i in part)
-                sequences = sum(int(batches[i]["sequences"]) for i in part)
-                for i in (i for i in part if i in old):
-                    logits, logp = self._told(self.lm, batches[i])
-                    advantages = _of_policy(batches[i], "advantages")
+            for first in range(0, len(parts), share):
+                together = range(first, min(first + share, len(parts)))
+                tokens, sequences = sum(sum(trained[i]) for i in together), sum(len(trained[i]) for i in together)
+                for i in (i for i in together if i in old):
+                    here = batch(i)
+                    logits, logp = self._told(self.lm, here)
+                    advantages = _of_policy(here, "advantages")
                     per_token, cut = clipped_surrogate(logp, old[i], advantages, c.clip, c.clip_high, c.dual_clip)
                     if c.importance_cap is not None:
                         per_token = per_token * importance(old[i], sampled[i], c.importance_cap)
@@ -147,7 +155,7 @@ class Trainer:
                         open_ = entropy(logits)
                         per_token = per_token - c.entropy * open_
                         spread += float(open_.detach().sum())
-                    lengths = _of_policy(batches[i], "lengths")
+                    lengths = _of_policy(here, "lengths")
                     whole = tokens if c.loss == "token" else sequences
                     average(per_token, lengths, whole, c.loss, self.action_tokens).backward()
                     clipped += int(cut.sum())
@@ -160,13 +168,14 @@ class Trainer:
                 self.optimizer.zero_grad(set_to_none=True)
         self.lm.model.eval()
         apart_sampled = torch.cat([old[i] - sampled[i] for i in mine]).abs() if mine else torch.zeros(1)
+        gap = {"sampler_gap": self.ranks.mean(float(apart_sampled.mean()), sum(sum(trained[i]) for i in mine))}
         clipped, diverged, spread = self.ranks.total([clipped, diverged, spread])
         return {
             "clipped": clipped / (total * c.passes),
             "grad_norm": sum(norms) / len(norms),
             "updates": float(len(norms)),
             "policy_tokens": float(total),
-            "sampler_gap": self.ranks.mean(float(apart_sampled.mean()), sum(lengths_of[i] for i in mine)),
+            **(gap if c.old == "recomputed" else {}),
             **({"kl": diverged / (total * c.passes)} if self.reference else {}),
             **({"entropy": spread / (total * c.passes)} if c.entropy else {}),
         }
@@ -210,11 +219,12 @@ class Trainer:
 
 
 def _recompute(model: PreTrainedModel) -> None:
-    """Keep only each layer's input for the backward pass: a large policy's activations do not fit. Dropout stays off."""
+    """Keep only each layer's input for the backward pass: a large policy's activations do not fit. What is in a layer stays as it is
+    evaluated, without dropout."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for module in model.train().modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.eval()
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
 
 
 def _of_policy(batch: Batch, name: str) -> torch.Tensor:
@@ -264,11 +274,30 @@ def identical_groups(rollouts: Sequence[Rollout]) -> float:
 def policy_trees(rollouts: Sequence[tuple[Rollout, Sequence[float]]], informative: bool = True) -> list[Tree]:
     """Samples of valid episodes, those with the same prompt sharing it; only ``informative`` ones: with an advantage that is not 0.
 
-    Advantages: one per step, none where invalid.
+    Advantages: one per step, none where invalid. An episode whose prompts go on from its replies (an append-only transcript) is a chain.
     """
+    chains = [_chain(r.samples, a, informative) for r, a in rollouts if a and _appended(r.samples) and (any(a) or not informative)]
     by_prompt: dict[tuple[int, ...], list[Segment]] = {}
     for rollout, advantages in rollouts:
+        if _appended(rollout.samples):
+            continue
         for s, a in zip(rollout.samples if advantages else (), advantages, strict=True):
             if a or not informative:
                 by_prompt.setdefault(s.prompt[:-1], []).append(Segment((s.prompt[-1], *s.ids), len(s.ids), a, s.logprobs))
-    return [Tree(prefix, tuple(segments)) for prefix, segments in by_prompt.items()]
+    return [*chains, *(Tree(prefix, tuple(segments)) for prefix, segments in by_prompt.items())]
+
+
+def _appended(samples: Sequence[Sample]) -> bool:
+    """Whether each prompt begins with the one before and its reply."""
+    pairs = list(pairwise(samples))
+    return bool(pairs) and all(b.prompt[: len(a.prompt) + len(a.ids)] == a.prompt + a.ids for a, b in pairs)
+
+
+def _chain(samples: Sequence[Sample], advantages: Sequence[float], informative: bool) -> Tree:
+    """An episode as one sequence; of its steps only ``informative`` ones are trained, the others are what came before."""
+    done, segments = len(samples[0].prompt) - 1, list[Segment]()
+    for s, a in zip(samples, advantages, strict=True):
+        learned = bool(a) or not informative
+        segments.append(Segment((*s.prompt[done:], *s.ids), len(s.ids) if learned else 0, a, s.logprobs if learned else ()))
+        done = len(s.prompt) + len(s.ids)
+    return Tree(samples[0].prompt[:-1], tuple(segments), chain=True)
