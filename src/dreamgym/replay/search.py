@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 BLOCK, TOGETHER = 8192, 1024
 """Rows of one product, and queries whose scores are looked through at once."""
-MANY = 8
-"""Candidates of a block, times k: from then on finding its k-th best is cheaper than sorting them."""
+MANY, GROUP = 8, 32
+"""Candidates of a block, times k, from which on a bound on its k-th best is cheaper than sorting them; and the rows whose best is looked at
+for that bound: the k-th of such bests is no better than the k-th of all."""
 Floats = NDArray[np.float32]
 LOWEST = np.float32(-np.inf)
 
@@ -43,13 +44,14 @@ def exact(
     if not n or not k:
         return ids, scores
     floor = np.full(n, LOWEST, np.float32)
+    veil = None if visible is None else np.where(visible, np.float32(0), LOWEST)
     found: list[tuple[NDArray[np.int64], NDArray[np.int64], Floats]] = []
     for start in range(0, len(matrix), BLOCK):
         end = min(start + BLOCK, len(matrix))
         product = queries @ matrix[start:end].T  # of all queries: the last bit of a sum depends on the product's shape
         for first in range(0, n, TOGETHER):
             part = slice(first, first + TOGETHER)
-            rows, columns, values = _close(product[part], start, floor[part], k, visible, hidden[part], tasks)
+            rows, columns, values = _close(product[part], start, floor[part], k, veil, hidden[part], tasks)
             found.append((rows + first, columns, values))
     if not found:
         return ids, scores
@@ -68,14 +70,17 @@ def _close(
     start: int,
     floor: Floats,
     k: int,
-    visible: NDArray[np.bool_] | None,
+    veil: Floats | None,
     hidden: Sequence[Hidden],
     tasks: NDArray[np.int32] | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-    """The candidates of a block of scores [queries, rows from ``start`` on]; raises ``floor`` [queries], below which none is left."""
+    """The candidates of a block of scores [queries, rows from ``start`` on]; raises ``floor`` [queries], below which none is left.
+
+    ``veil`` [all rows]: added to the scores.
+    """
     end = start + block.shape[1]
-    if visible is not None:
-        block[:, ~visible[start:end]] = LOWEST
+    if veil is not None:
+        block += veil[start:end]
     for row, (span, task) in enumerate(hidden):
         if span is not None and span.start < end and span.stop > start:
             block[row, max(span.start - start, 0) : span.stop - start] = LOWEST
@@ -83,7 +88,9 @@ def _close(
             block[row, tasks[start:end] == task] = LOWEST
     close = (block >= floor[:, None]) & (block > LOWEST)
     if end - start >= k and np.count_nonzero(close) > MANY * k * len(block):
-        edge = block.max(1) if k == 1 else np.partition(block, end - start - k, axis=1)[:, end - start - k]
+        groups = (end - start) // GROUP
+        best = block[:, : groups * GROUP].reshape(len(block), groups, GROUP).max(2) if groups >= k else block
+        edge = best.max(1) if k == 1 else np.partition(best, best.shape[1] - k, axis=1)[:, best.shape[1] - k]
         np.maximum(floor, edge, out=floor)
         close &= block >= floor[:, None]
     rows, columns = np.nonzero(close)
