@@ -52,7 +52,7 @@ def explore(instruction, state, rng: np.random.Generator):
 def expert(instruction, state, rng: np.random.Generator):
     key, boxes = f"{instruction.split()[2]}_key", [line.split()[1].rstrip(":") for line in state if line.endswith("closed")]
     spot = next((line.split("]")[0][1:] for line in state if f" {key}:" in line), None)
-    return f"unlock door with {key}" if spot == "hand" else f"take {key}" if spot else f"open {rng.choice(boxes)}"
+    return f"unlock door with {key}" if spot == "hand" else f"take {key}" if spot else f"open {rng.choice(boxes or BOXES)}"
 
 
 panels = {"train": range(300), "probe": range(300, 320), "test": range(320, 370)}  # of 630 worlds
