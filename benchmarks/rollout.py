@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
 from rich.console import Console
 
@@ -41,7 +40,6 @@ from dreamgym.core.state import state_of_text
 from dreamgym.core.types import Task
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
 from dreamgym.experience.model import LocalExperienceModel
-from dreamgym.lm.cache import Memory
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import Generation, LocalLM
 from dreamgym.lm.packing import IGNORED, collate, pack
@@ -174,15 +172,7 @@ def one_by_one(lm: LocalLM, adapter: TextWorldAdapter, tasks: Sequence[Task]) ->
 class OneByOne(LocalLM):
     """Answers prompt after prompt by transformers' ``generate``."""
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        budget: int,
-        temperature: float = 0.0,
-        draws: Sequence[np.random.Generator] | None = None,
-        memory: Memory | None = None,
-        known: Sequence[int] = (),
-    ) -> list[Generation]:
+    def generate(self, prompts: Sequence[Sequence[int]], budget: int, temperature: float = 0.0, *_: object) -> list[Generation]:
         found = []
         how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
         for prompt in prompts:

@@ -21,6 +21,7 @@ from dreamgym.core.errors import DataError
 from dreamgym.core.lockstep import Lockstep
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.endpoint.config import Answer, Ask
+from dreamgym.lm.local import device
 
 T = TypeVar("T")
 
@@ -41,9 +42,8 @@ class LocalChat:
     def load(cls, path: str | Path, batch: int = 16) -> "LocalChat":
         """From a folder (a model, or a LoRA adapter that names its base) or a hub name."""
         try:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            dtype = torch.bfloat16 if device == "cuda" else torch.float32
-            model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, device_map=device)
+            dtype = torch.bfloat16 if device() == "cuda" else torch.float32
+            model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, device_map=device())
             return cls(model, AutoTokenizer.from_pretrained(str(path), padding_side="left"), batch)
         except (OSError, ValueError) as e:
             raise DataError(f"{path}: holds no causal language model that transformers can load ({e})") from e

@@ -20,7 +20,7 @@ from dreamgym.experience.second_opinion import JudgeOfSuccess, SecondOpinion, Ve
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.config import Opinion, Remote, RunConfig
 from dreamgym.pipeline.logs import load_logs
-from dreamgym.pipeline.run import LOGS, Run
+from dreamgym.pipeline.run import LOGS, Run, console
 from dreamgym.replay.contract import Retrieval
 
 
@@ -40,6 +40,8 @@ def experience_model(run: Run, retrieval: Retrieval, tasks_seen: bool = False) -
     """The experience model that reads ``retrieval``, its successes verified where the run wants that."""
     config = prompt_config(run.config).model_copy(update={"same_task": tasks_seen})
     wins = precedents(load_logs([run.path(LOGS)])) if run.config.experience.precedent else None
+    if wins:
+        console.print(f"  a success needs a precedent ({wins.successes} logged, {wins.covered:.0%} of a form that won in another task)")
     model = _player(run, config, retrieval, wins)
     opinion, unsure = run.config.experience.second_opinion, run.config.experience.uncertainty
     if unsure:
