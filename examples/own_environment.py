@@ -13,25 +13,23 @@ from gymnasium import spaces
 from dreamgym.envs.gym import GymAdapter
 
 COLOURS, BOXES = ("red", "green", "blue", "white", "black", "brown", "golden"), ("crate", "chest", "drawer")
-WORLDS = [(keys, door) for keys in permutations(COLOURS, 3) for door in keys]
-ORDER = np.random.default_rng(0).permutation(len(WORLDS))
+WORLDS = np.random.default_rng(0).permutation([(*keys, door) for keys in permutations(COLOURS, 3) for door in keys])
 
 
 class Vault(gymnasium.Env[str, str]):
     """Find the key of the door's colour in one of the boxes; another key breaks the door. Seed n is world n: no two are alike."""
-
     observation_space, action_space = spaces.Text(500, charset=printable), spaces.Text(80, min_length=0, charset=printable)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        keys, self.door = WORLDS[ORDER[self.np_random.integers(len(WORLDS)) if seed is None else seed % len(WORLDS)]]
-        self.place, self.open = {f"{k}_key": box for k, box in zip(keys, BOXES, strict=True)}, set()
+        *keys, self.door = WORLDS[self.np_random.integers(len(WORLDS)) if seed is None else seed % len(WORLDS)]
+        self.place, self.open = {f"{k}_key": box for k, box in zip(keys, BOXES, strict=True)}, {"hand"}
         return self.text(), {"instruction": f"unlock the {self.door} door"}
 
     def text(self):
         boxes = [f"[room] {b}: {'open' if b in self.open else 'closed'}" for b in BOXES]
-        keys = [f"[{p}] {k}: metal" for k, p in self.place.items() if p in self.open or p == "hand"]
-        return "\n".join([*boxes, f"[room] door: {self.door} locked", *keys])
+        keys = [f"[{p}] {k}: metal" for k, p in self.place.items() if p in self.open]
+        return "\n".join([*boxes, *keys, f"[room] door: {self.door} locked"])
 
     def step(self, action):
         words = action.split()
@@ -45,8 +43,10 @@ class Vault(gymnasium.Env[str, str]):
 
 
 def explore(instruction, state, rng: np.random.Generator):
-    key = f"{rng.choice(COLOURS)}_key"
-    return str(rng.choice([f"open {rng.choice(BOXES)}", f"take {key}", f"unlock door with {key}", "look"], p=[0.35, 0.4, 0.2, 0.05]))
+    closed, keys = ([line.split()[1].rstrip(":") for line in state if what in line] for what in ("closed", "_key:"))
+    box, key = rng.choice(closed or BOXES), rng.choice([*keys, f"{rng.choice(COLOURS)}_key"])
+    p = [0.6, 0.2, 0.15, 0.05] if closed else [0.1, 0.45, 0.4, 0.05]  # what no log shows of a world, the dream has to invent
+    return str(rng.choice([f"open {box}", f"take {key}", f"unlock door with {key}", "look"], p=p))
 
 
 def expert(instruction, state, rng: np.random.Generator):
@@ -55,5 +55,5 @@ def expert(instruction, state, rng: np.random.Generator):
     return f"unlock door with {key}" if spot == "hand" else f"take {key}" if spot else f"open {rng.choice(boxes or BOXES)}"
 
 
-panels = {"train": range(300), "probe": range(300, 320), "test": range(320, 370)}  # of 630 worlds
+panels = {"train": range(500), "probe": range(500, 520), "test": range(520, 570)}  # of 630 worlds
 adapter = GymAdapter("vault", Vault, panels, "unlock the door", 10, {"random": explore, "expert": expert}, demonstrations=15)

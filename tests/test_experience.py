@@ -3,14 +3,16 @@
 import pytest
 
 from dreamgym.core.env import Step
+from dreamgym.core.grammar import Reply
 from dreamgym.core.record import stop_of, transition_of
+from dreamgym.core.state import Change
 from dreamgym.core.types import Branch, Episode, StopReason, Task, Transition
 from dreamgym.experience.kinds import StepKinds
 
 pytest.importorskip("torch")
 from dreamgym.experience.audit import replay_success
 from dreamgym.experience.base import base_trees, log_texts
-from dreamgym.experience.model import LocalExperienceModel, check
+from dreamgym.experience.model import LocalExperienceModel, Prediction, check, held
 from dreamgym.experience.prompt import ExperienceConfig, Request
 from dreamgym.experience.sft import RepeatConfig, sft_trees, target
 from dreamgym.lm.local import Generation, LocalLM
@@ -213,3 +215,13 @@ def test_a_replay_takes_from_the_real_episode_only_what_nothing_shown_determines
     assert result.confusion.true_positive == success
     assert result.invalid == (not success)
     assert {name.split(":")[0]: n for name, n in result.divergences.items()} == divergences
+
+
+def test_a_reply_that_shows_a_thing_elsewhere_than_the_sheet_is_invalid_where_the_sheet_is_shown():
+    opened = Reply("", Change(("[kitchen] fridge: closed",), ("[fridge] lime: fresh", "[kitchen] fridge: open")), "go")
+    said = Prediction(opened, None, "raw")
+    asked = Request("eat lime", ("[table] lime: fresh",), (), START, "open fridge", "t/1#x", "t/1", (0,))
+    refused = held(said, asked, ExperienceConfig(), None)
+    assert (refused.reply, refused.invalid) == (None, StopReason.INVALID_CHANGE)
+    assert refused.text == "(the world sheet says otherwise: [fridge] lime: fresh) raw"
+    assert held(said, asked, ExperienceConfig(sheet=False), None) is said, "without the sheet nothing is known to hold against"

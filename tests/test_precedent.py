@@ -9,10 +9,11 @@ from dreamgym.core.state import Change
 from dreamgym.core.types import Episode, StopReason, Task, Transition
 from dreamgym.experience.model import Prediction, held
 from dreamgym.experience.precedent import precedents
-from dreamgym.experience.prompt import Request
+from dreamgym.experience.prompt import ExperienceConfig, Request
 
 STATE = ("[held] meal: raw", "[kitchen] stove: closed")
 
+CONFIG = ExperienceConfig()
 WIN = Prediction(Reply("the meal is gone", Change(("[held] meal: raw",), ()), "won"), None, "@won")
 
 
@@ -33,7 +34,7 @@ def test_what_never_won_wins_nothing(action):
     assert wins is not None
     assert wins.covers("Eat  meal", STATE)
     assert not wins.covers(action, STATE)
-    said = held(WIN, ask(action), wins)
+    said = held(WIN, ask(action), CONFIG, wins)
     assert (said.reward, said.invalid) == (None, StopReason.INVALID_SUCCESS)
 
 
@@ -51,7 +52,7 @@ def test_worlds_whose_last_action_is_free_text_or_rare_ask_for_none():
     assert precedents([episode(n % 20, f"answer city{n % 20}") for n in range(40)]) is None, "each of its own task, twice"
     assert precedents([episode(n, "eat meal") for n in range(9)]) is None
     assert precedents([episode(n, "eat meal", won=False) for n in range(50)]) is None
-    assert held(WIN, ask("whatever"), None) is WIN
+    assert held(WIN, ask("whatever"), CONFIG, None) is WIN
 
 
 def test_a_list_of_admissible_actions_names_nothing():

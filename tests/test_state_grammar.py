@@ -17,7 +17,7 @@ from dreamgym.core.grammar import (
     render_world,
     unescape,
 )
-from dreamgym.core.state import Change, InconsistentChange, apply_change, diff, make_state, revelations
+from dreamgym.core.state import Change, InconsistentChange, apply_change, diff, forked, make_state, revelations
 from dreamgym.core.types import Transition
 
 WORD = st.text(alphabet=st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=12)
@@ -64,6 +64,15 @@ def test_consuming_reveals_nothing_and_opening_does():
     cooked = Change(("[held] carrot: fried diced",), ("[held] meal: edible",))
     assert revelations(opened) == ("[fridge] lime: fresh",)
     assert revelations(cooked) == ()
+
+
+def test_what_the_sheet_says_is_not_invented_anew():
+    sheet = ("[fridge] lime: fresh", "a note without a form")
+    opened = Change(("[kitchen] cupboard: closed",), ("[cupboard] lime: fresh", "[cupboard] salt: white", "[kitchen] cupboard: open"))
+    assert forked(sheet, opened) == ("[cupboard] lime: fresh",), "the lime is in the fridge; of the salt nothing is known"
+    assert forked(sheet, Change((), ("[fridge] lime: fresh", "a note"))) == ()
+    taken = Change(("[counter] lime: fresh",), ("[held] lime: fresh",))
+    assert forked(sheet, taken) == (), "what an action moves is not shown for the first time"
 
 
 @given(st.text())

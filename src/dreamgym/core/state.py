@@ -88,6 +88,12 @@ def apply_change(state: State, change: Change) -> State:
     return tuple(sorted(lines))
 
 
+def forked(sheet: State, change: Change) -> State:
+    """What ``change`` shows of things that ``sheet`` says otherwise: a world that is known is not invented anew."""
+    said = {entity(s) for s in sheet if LINE.fullmatch(s)}
+    return tuple(new for new in revelations(change) if entity(new) in said and new not in sheet)
+
+
 def revelations(change: Change) -> State:
     """Lines of ``change`` that show things for the first time, as opposed to lines that an action produced.
 

@@ -131,7 +131,9 @@ class EndpointExperienceModel:
             apply_change(request.state, reply.change)
         except InconsistentChange as e:
             return self._invalid(StopReason.INVALID_CHANGE, str(e).partition(":")[0], answer.text)
-        said = held(Prediction(reply, None, answer.text), request, self.wins)
+        said = held(Prediction(reply, None, answer.text), request, self.config, self.wins)
+        if said.invalid is StopReason.INVALID_CHANGE:
+            return self._invalid(said.invalid, "the world sheet says otherwise", answer.text)
         return said if said.reply else self._invalid(StopReason.INVALID_SUCCESS, "no action of this form has won", answer.text)
 
     def _invalid(self, stop: StopReason, reason: str, text: str) -> Prediction:

@@ -68,7 +68,7 @@ def local_draws(lm: LocalLM, config: ExperienceConfig, retrieval: Retrieval, win
         for i, g in zip(rows, replies, strict=True):
             text = lm.decode(g.ids)
             said = check(text.strip(" "), requests[i].state) if g.finished else Prediction(None, StopReason.INVALID_REPLY, text)
-            found[i].append(held(said, requests[i], wins))
+            found[i].append(held(said, requests[i], config, wins))
         return found
 
     return draw

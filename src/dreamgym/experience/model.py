@@ -12,7 +12,7 @@ from typing import Protocol
 
 from dreamgym.core.grammar import GrammarError, Reply, parse_reply
 from dreamgym.core.seeding import keyed_rng
-from dreamgym.core.state import InconsistentChange, State, apply_change
+from dreamgym.core.state import InconsistentChange, State, apply_change, forked
 from dreamgym.core.types import Outcome, StopReason
 from dreamgym.experience.precedent import Precedents
 from dreamgym.experience.prompt import ExperienceConfig, PromptBuilder, Request
@@ -72,8 +72,11 @@ def check(text: str, state: State) -> Prediction:
     return Prediction(reply, None, text)
 
 
-def held(said: Prediction, request: Request, wins: Precedents | None) -> Prediction:
-    """``said``, invalid where it reports a success by an action without precedent (None = nobody asks for one)."""
+def held(said: Prediction, request: Request, config: ExperienceConfig, wins: Precedents | None) -> Prediction:
+    """``said``, invalid where it shows things otherwise than the sheet (if that is shown), or where it reports a success by an
+    action without precedent (None = nobody asks for one)."""
+    if said.reply and config.sheet and (facts := forked(request.sheet, said.reply.change)):
+        return Prediction(None, StopReason.INVALID_CHANGE, f"(the world sheet says otherwise: {facts[0]}) {said.text}", said.surprise)
     if wins is None or said.outcome != "won" or wins.covers(request.action, request.state):
         return said
     return Prediction(None, StopReason.INVALID_SUCCESS, f"(no action of this form has won) {said.text}", said.surprise)
@@ -151,7 +154,7 @@ class LocalExperienceModel:
             replies = self.lm.generate(prompts, self.config.budget, self.config.retry_temperature, draws)
         texts = [self.lm.decode(g.ids) for g in replies]
         return [
-            held(replace(check(text.strip(" "), r.state), surprise=round(-sum(g.logprobs), 3)), r, self.wins)
+            held(replace(check(text.strip(" "), r.state), surprise=round(-sum(g.logprobs), 3)), r, self.config, self.wins)
             if g.finished
             else Prediction(None, StopReason.INVALID_REPLY, text)
             for text, r, g in zip(texts, requests, replies, strict=True)

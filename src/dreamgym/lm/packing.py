@@ -91,7 +91,7 @@ def collate(rows: Sequence[Row], pad: int = 0, policy: bool = False) -> dict[str
     """Tensors of a batch [B, T]: ``input_ids``, ``position_ids``, ``labels`` and ``attention_mask`` [B, 1, T, T] (added to scores).
 
     With ``policy`` also, for the trained tokens of each segment, [B, T]: its ``advantages``, their log-probabilities when they were
-    ``sampled``, their number (``lengths``); and the number of ``sequences`` [].
+    ``sampled``, and their number (``lengths``).
     """
     width = max(r.length for r in rows)
     ids = np.full((len(rows), width), pad, dtype=np.int64)
@@ -142,7 +142,6 @@ def collate(rows: Sequence[Row], pad: int = 0, policy: bool = False) -> dict[str
                 "advantages": torch.from_numpy(advantages),
                 "sampled": torch.from_numpy(sampled),
                 "lengths": torch.from_numpy(lengths),
-                "sequences": torch.tensor(sum(s.trained > 0 for row in rows for tree in row.trees for s in tree.segments)),
             }
             if policy
             else {}

@@ -276,10 +276,12 @@ def policy_trees(rollouts: Sequence[tuple[Rollout, Sequence[float]]], informativ
 
     Advantages: one per step, none where invalid. An episode whose prompts go on from its replies (an append-only transcript) is a chain.
     """
-    chains = [_chain(r.samples, a, informative) for r, a in rollouts if a and _appended(r.samples) and (any(a) or not informative)]
+    chains: list[Tree] = []
     by_prompt: dict[tuple[int, ...], list[Segment]] = {}
     for rollout, advantages in rollouts:
         if _appended(rollout.samples):
+            if advantages and (any(advantages) or not informative):
+                chains.append(_chain(rollout.samples, advantages, informative))
             continue
         for s, a in zip(rollout.samples if advantages else (), advantages, strict=True):
             if a or not informative:
