@@ -49,6 +49,7 @@ from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import DreamgymError
 from dreamgym.core.files import read_json, write_json
 from dreamgym.core.types import Episode, result_row
+from dreamgym.curriculum.config import SamplerConfig
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
 from dreamgym.experience.annotate import GenericTeacher, annotate
 from dreamgym.experience.cautious import Cautious
@@ -275,6 +276,7 @@ class Cell:
             None if buffer is None else self.replay(buffer),
             self.counter,
             self.seed,
+            choose=SamplerConfig(turns="valid"),  # as the first cells were made
         )
         policy = run.run(
             lambda m: console.print({k: round(v, 3) for k, v in m.items()}), self.adapter.tasks("probe", PROBE["games"]), PROBE["every"]

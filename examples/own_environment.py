@@ -1,14 +1,11 @@
-"""Your own environment in dreamgym: a Gymnasium text environment, plugged in and trained on in the dream.
-
-dreamgym quickstart --run runs/own --config examples/own_environment.yaml
-"""
+"""A Gymnasium text environment of your own, plugged in and trained on in the dream:
+dreamgym quickstart --run runs/own --config examples/own_environment.yaml"""
 
 from itertools import permutations
 from string import printable
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 
 from dreamgym.envs.gym import GymAdapter
 
@@ -18,7 +15,7 @@ WORLDS = np.random.default_rng(0).permutation([(*keys, door) for keys in permuta
 
 class Vault(gymnasium.Env[str, str]):
     """Find the key of the door's colour in one of the boxes; another key breaks the door. Seed n is world n: no two are alike."""
-    observation_space, action_space = spaces.Text(500, charset=printable), spaces.Text(80, min_length=0, charset=printable)
+    observation_space = action_space = gymnasium.spaces.Text(500, min_length=0, charset=printable)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)

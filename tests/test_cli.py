@@ -121,7 +121,7 @@ def steps_of(log: str, number: int, **changes) -> list[dict[str, object]]:
         ({"stop": "lost"}, "field stop: lost, but the last step's outcome is won"),
         ({"transitions": steps_of(a_log(), 1, outcome="go")}, "field stop: won, but the last step's outcome is go"),
         ({"transitions": steps_of(a_log(), 0, removed=["[room] gate: closed"])}, "episode e: transitions.0: "),
-        ({"task": {"id": "vault/330", "instruction": "leave", "first_state": []}}, "its task vault/330 is of the panel test"),
+        ({"task": {"id": "vault/530", "instruction": "leave", "first_state": []}}, "its task vault/530 is of the panel test"),
         ({"task": {"id": "vault/3", "instruction": "leave", "first_state": [], "panel": "test"}}, "belongs to the panel test"),
     ],
 )

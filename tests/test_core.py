@@ -126,7 +126,7 @@ ROOMS = {
     "prompts": set(),
     "experience": {"core", "lm", "replay", "endpoint", "prompts"},
     "dream": {"core", "experience", "replay"},
-    "curriculum": {"core"},
+    "curriculum": {"core", "lm", "replay", "experience", "endpoint", "prompts"},
     "rl": {"core", "lm", "prompts"},
     "envs": {"core", "experience.annotate"},
     "report": {"core", "pipeline"},

@@ -261,7 +261,7 @@ def test_the_examples_evaluation_worlds_are_no_training_worlds():
         for seed in seeds:
             env.reset(seed=seed)
             worlds[panel, seed] = (env.door, *env.place.items())
-    assert len(worlds) == 370
+    assert len(worlds) == 570
     assert len(set(worlds.values())) == len(worlds)
 
 

@@ -10,7 +10,6 @@ from dreamgym.core.errors import BatchError
 from dreamgym.core.lockstep import Lockstep
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.types import Task
-from dreamgym.curriculum.sampler import VarianceSampler, group_value
 from dreamgym.pipeline.stats import paired_interval
 
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
@@ -19,11 +18,6 @@ from dreamgym.lm.local import LocalLM  # noqa: E402
 from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack  # noqa: E402
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
 from dreamgym.lm.words import add_whole_words  # noqa: E402
-
-
-def test_the_value_of_a_group_is_its_variance():
-    assert group_value([1.0, 0.0, None]) == 0.25
-    assert group_value([1.0, None]) is None
 
 
 @pytest.fixture(scope="module")
@@ -173,25 +167,6 @@ class OneLetter:
 
     async def close(self) -> None:
         pass
-
-
-def test_the_sampler_prefers_half_solved_tasks_and_resumes_exactly():
-    tasks = [f"t{i}" for i in range(40)]
-    sampler = VarianceSampler(tasks, 0)
-    for name in sampler.next(40):
-        sampler.observe(name, [1.0, 0.0] if name in ("t1", "t2") else [0.0, 0.0])
-    sampler.observe("t3", [None, None])
-    counts = dict.fromkeys(tasks, 0)
-    for _ in range(50):
-        for name in sampler.next(8):
-            counts[name] += 1
-    assert min(counts.values()) > 0, "no task starves"
-    assert counts["t1"] + counts["t2"] > 4 * sum(counts.values()) / len(tasks)
-    twin = VarianceSampler(tasks, 0)
-    twin.load_state_dict(sampler.state_dict())
-    assert [sampler.next(8) for _ in range(3)] == [twin.next(8) for _ in range(3)]
-    with pytest.raises(ValueError, match="other tasks"):
-        twin.load_state_dict({"draws": 0, "value": {}, "visits": {}})
 
 
 def test_paired_interval():

@@ -114,6 +114,25 @@ def render_policy(instruction: str, state: State) -> str:
     return f"@task {escape(instruction)} @state {render_state(state)} @do"
 
 
+def render_variation(seeds: Sequence[str], sheet: State, state: State) -> str:
+    """What the task writer is asked (arXiv 2511.03773 Eq. 6): seed instructions, and the world that the new task is to be done in."""
+    parts = [f"@seed {escape(s)}" for s in seeds]
+    return " ".join([*parts, f"@sheet {render_state(sheet)}" if sheet else "@sheet", f"@state {render_state(state)} @new"])
+
+
+def render_instruction(instruction: str) -> str:
+    """The task writer's answer, as data."""
+    return escape(instruction)
+
+
+def parse_instruction(text: str) -> str:
+    """The inverse of ``render_instruction``. Raises ``GrammarError`` where a marker or a separator is in it."""
+    words = text.split(" ")
+    if any(w[:1] in ("@", SEPARATOR) for w in words) or not text.strip():
+        raise GrammarError(f"an instruction is words without markers, not {text!r}")
+    return unescape(text)
+
+
 def render_next(change: Change) -> str:
     """How the policy's transcript goes on after an action: what it changed, and the next one's marker."""
     return f"{render_outcome(change, 'go')} @do"

@@ -1,24 +1,22 @@
-"""Task selection by the variance of a group's rewards (arXiv 2511.03773 Eq. 7), with a floor and a memory that fades.
+"""Which tasks the policy plays next: by value (arXiv 2511.03773 Eq. 7), with a floor and a memory that fades.
 
-A task's value is V = p(1 - p) of its last valid group: largest where the current policy wins half the time. Half of
-each draw goes to tasks in proportion to their value, the other half is uniform over the least visited, so that no task
-starves and a value measured long ago does not decide for ever. The floor, the fading and the share are our choice.
+Half of each draw goes to tasks in proportion to their value, the other half is uniform over the least visited, so that no task
+starves and a value measured long ago does not decide for ever. The floor, the fading and the share are our choice. Synthetic tasks
+(those with a lineage) are drawn in the same way among themselves, at most a share lambda of each draw.
 """
 
-from collections.abc import Sequence
-from statistics import pvariance
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from dreamgym.core.seeding import keyed_rng
+from dreamgym.core.types import Task
+from dreamgym.curriculum.config import SamplerConfig
+from dreamgym.curriculum.values import NEUTRAL, VALUES, Rewards
 
 FLOOR = 0.02
 FADE = 0.98
-
-
-def group_value(rewards: Sequence[float | None]) -> float | None:
-    """V_tau of Eq. 7: the population variance of a group's valid rewards; None with fewer than two."""
-    valid = [r for r in rewards if r is not None]
-    return pvariance(valid) if len(valid) > 1 else None
 
 
 class TaskSampler(Protocol):
@@ -26,7 +24,7 @@ class TaskSampler(Protocol):
 
     def next(self, n: int) -> list[str]: ...
 
-    def observe(self, task: str, rewards: Sequence[float | None]) -> None: ...
+    def observe(self, task: str, rewards: Rewards, progress: Rewards = ()) -> None: ...
 
     def state_dict(self) -> dict[str, object]: ...
 
@@ -35,49 +33,130 @@ class TaskSampler(Protocol):
     def metrics(self) -> dict[str, float]: ...
 
 
-class VarianceSampler:
-    """The default sampler. Groups without two valid members change nothing: all invalid is not all failed."""
+class ValueSampler:
+    """The default sampler. Groups without two valid members change no value: all invalid is not all failed. They are a turn all the
+    same, so that a task that nobody can play does not come again at once and for ever.
 
-    def __init__(self, tasks: Sequence[str], seed: int) -> None:
-        self._tasks = list(tasks)
-        self._seed = seed
+    ``clusters`` (task -> number): for PPO, where groups are small, the tasks of a cluster make one group G of Eq. 7, of each task's
+    last rewards (§5 of the paper); without, each task is its own.
+    """
+
+    def __init__(
+        self, tasks: Sequence[str], seed: int, config: SamplerConfig | None = None, clusters: Mapping[str, int] | None = None
+    ) -> None:
+        self._seed, self._config = seed, config or SamplerConfig()
         self._draws = 0
-        self._value = dict.fromkeys(self._tasks, 0.25)
-        self._visits = dict.fromkeys(self._tasks, 0)
+        self._value: dict[str, float] = dict.fromkeys(tasks, NEUTRAL)
+        self._visits: dict[str, int] = dict.fromkeys(tasks, 0)
+        self._turns: dict[str, int] = dict.fromkeys(tasks, 0)
+        self._ended: dict[str, list[int]] = {t: [0, 0, 0] for t in tasks}
+        self._parent: dict[str, str] = {}
+        self._clusters = dict(clusters or {})
+        self._last: dict[str, tuple[list[float | None], list[float | None]]] = {}
+
+    def add(self, tasks: Sequence[Task]) -> None:
+        """Generated tasks; each begins with the value of the nearest task of its lineage that is known."""
+        for task in tasks:
+            if not task.lineage:
+                raise ValueError(f"task {task.id} has no lineage: only generated tasks are added")
+            self._parent[task.id] = task.lineage[-1]
+            self._value[task.id] = next((self._value[t] for t in reversed(task.lineage) if t in self._value), NEUTRAL)
+            self._visits[task.id], self._turns[task.id], self._ended[task.id] = 0, 0, [0, 0, 0]
+
+    def drop(self, tasks: Sequence[str]) -> None:
+        """Forget generated tasks."""
+        for task in tasks:
+            del self._parent[task]
+            for known in (self._value, self._visits, self._turns, self._ended):
+                known.pop(task)
 
     def next(self, n: int) -> list[str]:
-        """``n`` different task ids (fewer where there are fewer tasks)."""
+        """``n`` different task ids (fewer where there are fewer tasks), the synthetic ones last."""
         rng = keyed_rng(self._seed, "tasks", self._draws)
         self._draws += 1
-        n = min(n, len(self._tasks))
-        visited = [t for t in self._tasks if self._visits[t]]
+        logged, written = [t for t in self._value if t not in self._parent], list(self._parent)
+        synthetic = min(int(self._config.synthetic * n), len(written))
+        return [*self._draw(logged, min(n - synthetic, len(logged)), rng), *self._draw(written, synthetic, rng)]
+
+    def _draw(self, tasks: list[str], n: int, rng: np.random.Generator) -> list[str]:
+        visited = [t for t in tasks if self._visits[t]] if self._config.value != "uniform" else []
         by_value = min(n // 2, len(visited))
         weights = [self._value[t] + FLOOR for t in visited]
         total = sum(weights)
         chosen = [visited[i] for i in rng.choice(len(visited), by_value, replace=False, p=[w / total for w in weights])] if by_value else []
-        rest = sorted((t for t in self._tasks if t not in set(chosen)), key=lambda t: (self._visits[t], rng.random()))
+        taken = set(chosen)
+        rest = sorted((t for t in tasks if t not in taken), key=lambda t: (self._turns[t], rng.random()))
         return chosen + rest[: n - by_value]
 
-    def observe(self, task: str, rewards: Sequence[float | None]) -> None:
-        """Take in the rewards of one group (None = invalid member)."""
-        for t in self._tasks:
+    def observe(self, task: str, rewards: Rewards, progress: Rewards = ()) -> None:
+        """Take in one group: rewards (None = invalid member), and how far each came where that is known."""
+        for t in self._value:
             if self._visits[t]:
-                self._value[t] = 0.25 + FADE ** (1 / len(self._tasks)) * (self._value[t] - 0.25)
-        value = group_value(rewards)
+                self._value[t] = NEUTRAL + FADE ** (1 / len(self._value)) * (self._value[t] - NEUTRAL)
+        for r in rewards:
+            self._ended[task][2 if r is None else 0 if r > 0 else 1] += 1
+        together, known = self._group(task, rewards, progress)
+        value = VALUES["variance" if self._config.value == "uniform" else self._config.value](together, known)
         if value is not None:
             self._value[task] = value
             self._visits[task] += 1
+        self._turns[task] += value is not None or self._config.turns == "played"
+
+    def _group(self, task: str, rewards: Rewards, progress: Rewards) -> tuple[list[float | None], list[float | None]]:
+        """The group that a task's value is measured on."""
+        own = (list(rewards), list(progress) or [None] * len(rewards))
+        if task not in self._clusters:
+            return own
+        self._last[task] = own
+        members = [self._last[t] for t in self._last if self._clusters.get(t) == self._clusters[task]]
+        return [r for rs, _ in members for r in rs], [p for _, ps in members for p in ps]
+
+    def only_invalid(self) -> list[str]:
+        """Generated tasks that were played and never gave a valid episode."""
+        return [t for t in self._parent if self._ended[t][2] and not sum(self._ended[t][:2])]
+
+    def values(self) -> dict[str, dict[str, float]]:
+        """Of every task: value, visits, and how many of its rollouts were won, failed and invalid; for the report."""
+        return {
+            t: {"value": v, "visits": self._visits[t], **dict(zip(("won", "failed", "invalid"), self._ended[t], strict=True))}
+            for t, v in self._value.items()
+        }
 
     def state_dict(self) -> dict[str, object]:
-        return {"draws": self._draws, "value": self._value, "visits": self._visits}
+        return {
+            "draws": self._draws,
+            "value": self._value,
+            "visits": self._visits,
+            "turns": self._turns,
+            "ended": self._ended,
+            "parent": self._parent,
+            "last": self._last,
+        }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Raises ``ValueError`` where the state belongs to another set of tasks."""
         value, visits, draws = state.get("value"), state.get("visits"), state.get("draws")
-        if not isinstance(value, dict) or not isinstance(visits, dict) or not isinstance(draws, int) or set(value) != set(self._tasks):
+        parent = state.get("parent", {})
+        assert isinstance(parent, dict)
+        logged = {t for t in self._value if t not in self._parent}
+        if not isinstance(value, dict) or not isinstance(visits, dict) or not isinstance(draws, int) or set(value) - set(parent) != logged:
             raise ValueError("this sampler state belongs to other tasks; start the run anew")
-        self._draws, self._value, self._visits = draws, dict(value), dict(visits)
+        self._draws, self._value, self._visits, self._parent = draws, dict(value), dict(visits), dict(parent)
+        turns, ended, last = state.get("turns"), state.get("ended"), state.get("last", {})
+        assert isinstance(last, dict)
+        self._turns = dict(turns if isinstance(turns, dict) else visits)
+        self._ended = {t: list(n) for t, n in ended.items()} if isinstance(ended, dict) else {t: [0, 0, 0] for t in self._value}
+        self._last = {t: (list(r), list(p)) for t, (r, p) in last.items()}
 
     def metrics(self) -> dict[str, float]:
-        seen = [self._value[t] for t in self._tasks if self._visits[t]]
-        return {"tasks_seen": float(len(seen)), "mean_value": sum(seen) / len(seen) if seen else 0.0}
+        seen = [self._value[t] for t in self._value if self._visits[t]]
+        ends = [self._ended[t] for t in self._value if sum(self._ended[t])]
+        written = {"tasks_synthetic": float(len(self._parent))} if self._parent else {}
+        return {
+            "tasks_seen": float(len(seen)),
+            "mean_value": sum(seen) / len(seen) if seen else 0.0,
+            "tasks_all_won": float(sum(won > 0 and not failed for won, failed, _ in ends)),
+            "tasks_all_failed": float(sum(failed > 0 and not won for won, failed, _ in ends)),
+            "tasks_all_invalid": float(sum(not won and not failed for won, failed, _ in ends)),
+            **written,
+        }

@@ -167,13 +167,16 @@ def parse_step(text: str, state: State, form: Form, thought: str = "", reasoning
 M = TypeVar("M", bound=BaseModel)
 
 
-async def answered(chat: Chat, messages: tuple[Message, ...], budget: int, kind: type[M], samples: int, *key: str | int) -> M | None:
-    """A reply of the shape ``kind``: the first greedy, then at temperature 1 while none is usable; None where none was had.
+async def answered(
+    chat: Chat, messages: tuple[Message, ...], budget: int, kind: type[M], samples: int, *key: str | int, temperature: float = 0.0
+) -> M | None:
+    """A reply of the shape ``kind``: the first greedy (or at ``temperature``), then at 1 while none is usable; None where none was had.
 
     ``key`` names the draws.
     """
     for n in range(samples):
-        ask = Ask(messages=messages, budget=budget, temperature=float(n > 0), seed=key_of(*key, n), reply=kind.model_json_schema())
+        drawn = {"temperature": 1.0 if n else temperature, "seed": key_of(*key, n)}
+        ask = Ask(messages=messages, budget=budget, reply=kind.model_json_schema(), **drawn)
         answer = await chat.reply(ask)
         if answer.failed:
             return None

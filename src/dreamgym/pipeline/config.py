@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dreamgym.core.errors import ConfigError
+from dreamgym.curriculum.config import GeneratorConfig, SamplerConfig
 from dreamgym.endpoint.config import EndpointConfig
 from dreamgym.experience.chat import EndpointReply
 from dreamgym.experience.teach import AnnotatorConfig
@@ -241,6 +242,16 @@ class SimToReal(Reinforcement):
     """The paper's."""
 
 
+class Curriculum(SamplerConfig):
+    """Which tasks the policy trains on, and whether new ones are written (``dreamgym.curriculum``)."""
+
+    generator: GeneratorConfig = GeneratorConfig()
+    hindsight: bool = False
+    """What failed episodes did achieve becomes a task too, where the environment's adapter has ``achieved(task, episode)``."""
+    writing: int = Field(8, ge=1)
+    """How often the local experience model sees each logged task as an example of writing, where tasks are written."""
+
+
 class Evaluation(Section):
     panel: Literal["probe", "test", "unseen"] = "test"
     games: int = Field(150, ge=1)
@@ -267,6 +278,7 @@ class RunConfig(Section):
     pretrain: Optimisation = Optimisation(learning_rate=2e-3, epochs=3)
     """Training of the base language model where ``base: tiny``."""
     experience: Experience = Experience()
+    curriculum: Curriculum = Curriculum()
     replay: Buffer = Buffer()
     policy: Acting = Acting()
     sft: WarmStart = WarmStart()

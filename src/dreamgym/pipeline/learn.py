@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from dreamgym.core.types import Episode, Task
+from dreamgym.curriculum.writing import SEEDS, writing_trees
 from dreamgym.experience.base import base_trees, log_texts
 from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.experience.sft import RepeatConfig, sft_trees, target_texts
@@ -51,11 +52,16 @@ def train_experience(
     retrieval: Retrieval,
     report: Report = quiet,
     repeat: RepeatConfig | None = None,
+    writing: int = 0,
 ) -> LocalLM:
-    """The experience model (Eq. 5): ``base`` fine-tuned on annotated episodes, what ``retrieval`` finds in the prompt."""
+    """The experience model (Eq. 5): ``base`` fine-tuned on annotated episodes, what ``retrieval`` finds in the prompt.
+
+    ``writing``: it also learns to write tasks (Eq. 6), from every logged one this often.
+    """
     lm = LocalLM.load(base)
     add_whole_words(lm, target_texts(annotated, prompt.reasoning), WHOLE_WORD)
     trees = sft_trees(lm, annotated, tasks, retrieval, prompt, repeat or RepeatConfig(), config.seed)
+    trees += writing_trees(lm, list(tasks.values()), SEEDS, writing, config.seed) if writing else []
     fit(lm.model, trees, config, folder / "checkpoints", report)
     return _keep(lm, folder)
 

@@ -8,6 +8,8 @@ A local model trained here, a pretrained chat LLM fine-tuned here, or a server; 
 from functools import partial
 
 from dreamgym.core.errors import ConfigError
+from dreamgym.curriculum.asking import ChatWriter
+from dreamgym.curriculum.writing import LocalWriter, Writer
 from dreamgym.endpoint.config import Chat, EndpointConfig
 from dreamgym.envs.adapter import load_object
 from dreamgym.experience.cautious import Cautious
@@ -27,6 +29,16 @@ from dreamgym.replay.contract import Retrieval
 def prompt_config(config: RunConfig) -> ExperienceConfig:
     p = config.experience.prompt
     return ExperienceConfig(**p.model_dump())
+
+
+def task_writer(model: ExperienceModel) -> Writer:
+    """Who writes tasks: the weights of the experience model (Eq. 6), whatever it is wrapped in."""
+    while isinstance(model, SecondOpinion | Cautious):
+        model = model.model
+    if isinstance(model, EndpointExperienceModel):
+        return ChatWriter(model.endpoint)
+    assert isinstance(model, LocalExperienceModel)
+    return LocalWriter(model.lm)
 
 
 def server(config: EndpointConfig) -> Chat:

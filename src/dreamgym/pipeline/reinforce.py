@@ -6,6 +6,8 @@ from typing import Literal
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import ConfigError
 from dreamgym.core.files import read_json
+from dreamgym.curriculum.config import SamplerConfig
+from dreamgym.curriculum.generator import TaskGenerator
 from dreamgym.envs.adapter import load_adapter
 from dreamgym.experience.model import ExperienceModel
 from dreamgym.pipeline.acting import context_of
@@ -13,7 +15,7 @@ from dreamgym.pipeline.config import Reinforcement
 from dreamgym.pipeline.grounding import Followed, following, growing, logged, run_buffer
 from dreamgym.pipeline.logs import load_logs, tasks_of
 from dreamgym.pipeline.play import panel_tasks
-from dreamgym.pipeline.player import experience_model, remote_costs
+from dreamgym.pipeline.player import experience_model, remote_costs, task_writer
 from dreamgym.pipeline.rl_run import RLRun
 from dreamgym.pipeline.run import LOGS, Run, bar, console
 from dreamgym.pipeline.trackers import tracked
@@ -78,7 +80,15 @@ def _reinforce(
     start, work, policy = map(run.path, folders)
     counter = RealSteps(budget=how.real_budget)
     tasks = tasks_of(load_logs([run.path(LOGS)]))
-    rl = RLRun(start, how, tasks, adapter, work, model, replay, counter, config.seed, context_of(config), config.policy.tokens, ranks)
+    seed, wanted = config.seed, config.curriculum
+    choose = SamplerConfig(value=wanted.value, synthetic=wanted.synthetic if model is not None else 0.0)
+    writes = choose.synthetic > 0 and model is not None
+    generator = TaskGenerator(task_writer(model), list(tasks.values()), wanted.generator, seed) if model is not None and writes else None
+    achieved = getattr(adapter, "achieved", None) if wanted.hindsight else None
+    if wanted.hindsight and achieved is None:
+        raise ConfigError(f"curriculum.hindsight: the adapter of {config.env} has no achieved(task, episode); set it to false")
+    acts = (context_of(config), config.policy.tokens)
+    rl = RLRun(start, how, tasks, adapter, work, model, replay, counter, seed, *acts, ranks, choose, generator, achieved)
     name = ALGORITHMS[how.advantage]
     trackers = config.trackers if ranks.first else []
     source: Literal["dream", "real"] = "real" if model is None else "dream"

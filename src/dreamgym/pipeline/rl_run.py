@@ -17,7 +17,10 @@ from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import BudgetError, DataError, TrainingError
 from dreamgym.core.files import episode_line, write_atomic
 from dreamgym.core.types import Episode, Task
-from dreamgym.curriculum.sampler import TaskSampler, VarianceSampler
+from dreamgym.curriculum.config import SamplerConfig
+from dreamgym.curriculum.generator import Achieved, Draft, TaskGenerator
+from dreamgym.curriculum.sampler import ValueSampler
+from dreamgym.curriculum.values import progress_of
 from dreamgym.dream import SheetBook
 from dreamgym.envs.adapter import Adapter
 from dreamgym.experience.model import ExperienceModel
@@ -26,6 +29,7 @@ from dreamgym.pipeline.play import play_dream, play_real, seats_for, success_rat
 from dreamgym.replay.contract import Replay
 from dreamgym.rl.config import RLConfig
 from dreamgym.rl.context import Context
+from dreamgym.rl.credit import episode_return
 from dreamgym.rl.monitors import alarms
 from dreamgym.rl.policy import ACTION_TOKENS, STATE_CONTEXT, Policy
 from dreamgym.rl.ranks import ALONE, Ranks
@@ -50,8 +54,11 @@ class RLRun:
         context: Context = STATE_CONTEXT,
         action_tokens: int = ACTION_TOKENS,
         ranks: Ranks = ALONE,
+        choose: SamplerConfig | None = None,
+        generator: TaskGenerator | None = None,
+        achieved: Achieved | None = None,
     ) -> None:
-        self.ranks = ranks
+        self.ranks, self.generator, self.achieved = ranks, generator, achieved
         self.seed, self.context, self.action_tokens = seed, context, action_tokens
         self.config, self.adapter, self.folder, self.counter = config, adapter, folder, counter
         self.model, self.replay = model, replay
@@ -68,7 +75,7 @@ class RLRun:
         self.lm = LocalLM.load(checkpoint if resumed else start)
         self.trainer = Trainer(self.lm, config, self._play, start, seed, action_tokens, ranks)
         self.sheets = SheetBook(tasks.values())
-        self.sampler: TaskSampler = VarianceSampler(sorted(tasks), seed)
+        self.sampler = ValueSampler(sorted(tasks), seed, choose)
         self.probe: list[dict[str, float]] = []
         self.ended = ""
         """Why ``run`` came to its end: ``iterations``, ``budget``, ``patience`` or ``alarm``."""
@@ -77,6 +84,8 @@ class RLRun:
             (self.folder / "failed.jsonl").unlink(missing_ok=True)
             _cut(self.folder / "metrics.jsonl", self.iteration, "iteration")
             _cut(self.folder / "episodes.jsonl", self.iteration, "policy_version")
+            if (self.folder / "tasks.jsonl").exists():
+                _cut(self.folder / "tasks.jsonl", self.iteration, "iteration")
         if self.replay is not None:
             self.replay.rewind(self.iteration)
             ranks.wait()
@@ -149,14 +158,16 @@ class RLRun:
             raise TrainingError(f"{e} ({failed})") from e
         spent = {name: float(n - before[name]) for name, n in self._spent().items()}
         metrics |= dict(zip(spent, self.ranks.total(list(spent.values())), strict=True))
-        for name, rewards in groups.items():
-            self.sampler.observe(name, rewards)
         episodes = [r.episode for r in played]
+        for name, rewards in groups.items():
+            self.sampler.observe(name, rewards, [progress_of(e) for e in episodes if e.task.id == name])
         if self.model is not None:
             self.sheets.learn(episodes)
             if self.replay is not None:
                 self.replay.add(episodes, self.iteration)
                 self.ranks.wait()
+        if self.generator is not None and self.iteration % self.generator.config.every == 0:
+            metrics |= self._write_tasks(self.generator, episodes, self.iteration - 1)
         metrics |= (
             self.sampler.metrics()
             | (self.replay.metrics() if self.replay is not None else {})
@@ -177,6 +188,43 @@ class RLRun:
         self._save()
         self.ranks.wait()
         report(metrics)
+
+    def _write_tasks(self, generator: TaskGenerator, episodes: Sequence[Episode], iteration: int) -> dict[str, float]:
+        """New tasks for the sampler, each played first; those that nobody could play go.
+
+        Every draft is written down with its seeds and what came of it.
+        """
+        gone = self.sampler.only_invalid()
+        self.sampler.drop(gone)
+        for name in gone:
+            del self.sheets.tasks[name]
+        values = self.sampler.values()
+        drafts: list[Draft] = []
+        if self.ranks.first:
+            drafts = generator.vary(self.sheets.tasks, values, iteration)
+            known = self.sheets.tasks | {d.task.id: d.task for d in drafts if d.task}
+            drafts += generator.hindsight(episodes, self.achieved, known, iteration) if self.achieved else []
+        drafts = self.ranks.said(drafts)
+        new = {d.task.id: d.task for d in drafts if d.task is not None}
+        seats = [Seat(t, m, self.seed, iteration) for t in new.values() for m in range(generator.config.rollouts)]
+        played = self._play(seats) if seats else []
+        feasible = {r.episode.task.id for r in played if r.episode.valid}
+        self.sheets.tasks |= {name: t for name, t in new.items() if name in feasible}
+        self.sampler.add([t for name, t in new.items() if name in feasible])
+        for name in sorted(feasible):
+            own = [r for r in played if r.episode.task.id == name]
+            self.sampler.observe(name, [episode_return(r) for r in own], [progress_of(r.episode) for r in own])
+        if self.ranks.first:
+            lines = [_written(d, feasible, values) | {"iteration": iteration} for d in drafts]
+            lines += [{"iteration": iteration, "task": name, "verdict": "dropped: only invalid rollouts"} for name in gone]
+            with open(self.folder / "tasks.jsonl", "a", encoding="utf-8") as f:
+                f.write("".join(json.dumps(x) + "\n" for x in lines))
+        return {
+            "tasks_written": float(len(feasible)),
+            "drafts_refused": float(len(drafts) - len(feasible)),
+            "tasks_dropped": float(len(gone)),
+            "transitions_checking": float(sum(len(r.episode.transitions) for r in played)),
+        }
 
     def _affordable(self, probed: int) -> int:
         """Tasks of the next iteration, 0 = the real budget bears none: fewer where it bears no more than that, after ``probed`` games.
@@ -265,6 +313,7 @@ class RLRun:
                     "probe": self.probe,
                     "counts": self.counter.counts,
                     "sheets": {n: t.sheet for n, t in self.sheets.tasks.items()},
+                    "written": [t.model_dump(mode="json") for t in self.sheets.tasks.values() if t.lineage],
                     "invented": self.sheets.invented,
                     "conflicts": self.sheets.conflicts,
                     "start": self.start,
@@ -289,6 +338,7 @@ class RLRun:
                 f"{self.folder}: began from another policy than the one that is to be trained now; move it away to begin anew"
                 f" (real steps spent in it: {spent})"
             )
+        self.sheets.tasks |= {t.id: t for t in map(Task.model_validate, state.get("written", []))}
         self.sampler.load_state_dict(state["sampler"])
         self.probe = state["probe"]
         self.counter.counts.update(state["counts"])
@@ -297,6 +347,15 @@ class RLRun:
         self.sheets.tasks = {n: t.model_copy(update={"sheet": tuple(state["sheets"][n])}) for n, t in self.sheets.tasks.items()}
         found = state.get("held")
         return None if found is None else int(found)
+
+
+def _written(draft: Draft, feasible: set[str], values: dict[str, dict[str, float]]) -> dict[str, object]:
+    """A draft as a line of ``tasks.jsonl``."""
+    task, verdict = draft.task.id if draft.task else None, draft.verdict
+    if task is not None and task not in feasible:
+        verdict = "no rollout was valid"
+    worth = values[draft.parent]["value"] if draft.parent in values else None
+    return {**draft._asdict(), "task": task, "verdict": verdict, "parent_value": worth}
 
 
 def fingerprint(folder: Path) -> str | None:

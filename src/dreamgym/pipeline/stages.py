@@ -195,6 +195,7 @@ def train_experience_model(run: Run) -> Summary:
             run.path("experience"),
             logged(run),
             fit_report(progress, "experience model"),
+            writing=config.curriculum.writing if config.curriculum.synthetic else 0,
         )
     return {"parameters": lm.parameters, **config.experience.prompt.model_dump()}
 

@@ -12,7 +12,8 @@ from dreamgym.envs.adapter import Explorer
 from dreamgym.envs.textworld.behaviours import Scene, anything, expert, near_miss, read_scene
 from dreamgym.envs.textworld.collect import DEMONSTRATIONS, Recorder
 from dreamgym.envs.textworld.env import ENV, TextWorldEnv, look_at
-from dreamgym.envs.textworld.games import CAPS, make_games, parse_task_id
+from dreamgym.envs.textworld.games import CAPS, LEVELS, make_games, parse_task_id
+from dreamgym.envs.textworld.hindsight import achieved
 from dreamgym.envs.textworld.mapper import View
 from dreamgym.envs.textworld.panels import check_game, panels
 from dreamgym.envs.textworld.teacher import CookingTeacher
@@ -23,8 +24,8 @@ class TextWorldAdapter:
     """One level of the cooking games, seen with or without what closed containers were seen to hold."""
 
     def __init__(self, level: str, view: str = "carried") -> None:
-        if level not in CAPS:
-            raise ConfigError(f"env: textworld has no level {level!r}; levels are {', '.join(CAPS)}")
+        if level not in LEVELS:
+            raise ConfigError(f"env: textworld has no level {level!r}; levels are {', '.join(LEVELS)}")
         if view not in ("carried", "current"):
             raise ConfigError(f"env: textworld has no view {view!r}; views are carried, current")
         self.level = level
@@ -52,6 +53,10 @@ class TextWorldAdapter:
             task = look_at(level, number, "train", counter)
             recorded = Recorder(counter, seed, demonstrator).game(task, demonstrate=i < demonstrations)
             yield from recorded if self.view == "carried" else map(projected, recorded)
+
+    def achieved(self, task: Task, episode: Episode) -> str | None:
+        """The recipe that a failed episode fulfilled, for hindsight tasks."""
+        return achieved(task, episode)
 
     def explorers(self) -> dict[str, Explorer]:
         """Random, noisy, and two competent cooks, one of whom slips now and then: near misses for the audit."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dreamgym.core.state import LINE, State
+from dreamgym.envs.textworld.navigation import Rooms, explore, read_rooms, way_to
+from dreamgym.envs.textworld.rooms import floor_of
 
 HEAT = {"fried": "stove", "roasted": "oven", "grilled": "BBQ"}
 CUT = {"chopped": "chop", "sliced": "slice", "diced": "dice"}
@@ -69,6 +71,8 @@ class Scene:
     foods: tuple[str, ...]
     goal: dict[str, tuple[str, str]]
     """Food -> (cooking, cutting) that the recipe wants."""
+    rooms: Rooms | None = None
+    """The map, where there are several rooms."""
 
     @property
     def held(self) -> list[str]:
@@ -83,11 +87,14 @@ def goal_of(instruction: str) -> dict[str, tuple[str, str]]:
 
 def read_scene(instruction: str, state: State) -> Scene:
     place, text = {}, {}
+    rooms = read_rooms(state)
     for m in filter(None, map(LINE.fullmatch, state)):
-        if m["kind"] != "room":
+        if m["kind"] != "room" and not (rooms and m["kind"] in rooms.signs):
             place[m["kind"]], text[m["kind"]] = m["place"], m["text"] or ""
+            if rooms and m["place"] == floor_of(rooms.here):
+                place[m["kind"]] = "floor"
     foods = tuple(k for k, t in text.items() if len(t.split()) == 2)
-    return Scene(place, text, foods, goal_of(instruction))
+    return Scene(place, text, foods, goal_of(instruction), rooms)
 
 
 def expert(scene: Scene, rng: np.random.Generator) -> str:
@@ -108,7 +115,40 @@ def expert(scene: Scene, rng: np.random.Generator) -> str:
                 options.append(_with_knife(scene, f"{CUT[cut]} {food} with knife"))
             if has_cooked in ("raw", "fresh"):
                 options.append(f"cook {food} with {HEAT[cooked]}")
-    return options[int(rng.integers(len(options)))] if options else "prepare meal"
+    return led(scene, options[int(rng.integers(len(options)))] if options else "prepare meal")
+
+
+def led(scene: Scene, command: str) -> str:
+    """``command``, or the next step to the room where it can be done; what is not known yet is looked for in unknown rooms."""
+    if scene.rooms is None:
+        return command
+    words = command.split()
+    match words:
+        case ["take", x, "from", spot]:
+            needs: str | None = spot
+        case ["take", x]:
+            needs = "floor" if scene.place.get(x) == "floor" else None
+        case ["open", x] | ["cook", _, "with", x]:
+            needs = x
+        case ["prepare", "meal"]:
+            needs = "stove"
+        case ["look"]:
+            needs = None
+        case _:
+            return command
+    room = scene.rooms.room_of(needs) if needs else None
+    if room == scene.rooms.here:
+        return command
+    return (way_to(scene.rooms, room) if room else explore(scene.rooms)) or command
+
+
+def wander(scene: Scene, rng: np.random.Generator) -> str:
+    """Going somewhere, or nowhere; minding doors."""
+    assert scene.rooms is not None
+    go = f"go {_pick(('north', 'south', 'east', 'west'), rng)}"
+    known = [f"go {d}" for d in scene.rooms.exits.get(scene.rooms.here, {})]
+    doors = [f"{verb} {door}" for door in scene.rooms.doors for verb in ("open", "close")]
+    return _pick([*known, *known, go, *(doors or ["open door"])], rng)
 
 
 def orderly(scene: Scene, rng: np.random.Generator) -> str:
@@ -124,9 +164,9 @@ def orderly(scene: Scene, rng: np.random.Generator) -> str:
     for food, (cooked, cut) in foods:
         has_cooked, has_cut = scene.text[food].split()
         if has_cut == "uncut":
-            return _with_knife(scene, f"{CUT[cut]} {food} with knife")
+            return led(scene, _with_knife(scene, f"{CUT[cut]} {food} with knife"))
         if has_cooked in ("raw", "fresh"):
-            return f"cook {food} with {HEAT[cooked]}"
+            return led(scene, f"cook {food} with {HEAT[cooked]}")
     return expert(scene, rng)
 
 
@@ -263,7 +303,7 @@ def seek(scene: Scene, rng: np.random.Generator) -> str:
     """Mostly looking for things where they are not: what a policy does that has learned what dishes need, not where things are."""
     draw = rng.random()
     unseen = [f for f in FOODS if f not in scene.place]
-    thing = "knife" if draw < 0.2 else _pick(unseen, rng) if draw < 0.75 else _pick(tuple(scene.place), rng)
+    thing = "knife" if draw < 0.2 else _pick(unseen, rng) if draw < 0.75 else _pick(tuple(scene.place) or unseen, rng)
     spots = [p for p in ("counter", "table", "fridge", "fridge") if p != scene.place.get(thing)]
     kind = rng.random()
     return f"take {thing} from {_pick(spots, rng)}" if kind < 0.75 else f"take {thing}" if kind < 0.85 else absent(scene, rng)
@@ -305,6 +345,8 @@ def _rearrange(scene: Scene, rng: np.random.Generator) -> str:
     """Putting things down, away and back, finished ones most; reaching for them where they were; cutting what is cut already."""
     finished = [f for f in scene.foods if not scene.text[f].endswith("uncut") or scene.text[f].split()[0] in ("fried", "roasted")]
     things = [k for k in scene.place if k not in ("fridge", "oven")]
+    if not things:  # a room without things
+        return anything(scene, rng)
     thing = _pick([*things, *["knife"] * ("knife" in things), *finished * 3], rng)
     spot = scene.place[thing]
     kind = rng.random()
@@ -324,6 +366,8 @@ def _rearrange(scene: Scene, rng: np.random.Generator) -> str:
 
 def anything(scene: Scene, rng: np.random.Generator) -> str:
     """One draw from all the ways to act badly."""
+    if scene.rooms and rng.random() < 0.2:
+        return wander(scene, rng)
     kind = rng.choice(5, p=[0.3, 0.32, 0.16, 0.08, 0.14])
     return (admissible_like, near_miss, absent, premature, malformed)[int(kind)](scene, rng)
 

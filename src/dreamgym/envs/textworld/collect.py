@@ -33,6 +33,7 @@ from dreamgym.envs.textworld.behaviours import (
     seek,
 )
 from dreamgym.envs.textworld.env import ENV, TextWorldEnv
+from dreamgym.envs.textworld.mapper import View
 
 Behaviour = Callable[[Scene, np.random.Generator], str]
 BRANCHES = 3
@@ -48,24 +49,27 @@ class Recorder:
     counter: RealSteps
     seed: int = 0
     demonstrator: Behaviour = expert
+    view: View = "carried"
+    longer: int = 1
+    """Explorers go on this many times as long: there is more to do where there are more rooms and foods."""
 
     def game(self, task: Task, demonstrate: bool) -> Iterator[Episode]:
         """All logged episodes of one training game."""
-        env = TextWorldEnv(self.counter)
+        env = TextWorldEnv(self.counter, self.view)
         if demonstrate:
             yield self.episode(env, task, "expert", self.demonstrator, branches=0, give_up=None)
         for i in range(2):
             rng = keyed_rng(self.seed, task.id, "noisy", i)
             noise = float(rng.uniform(0.1, 0.5))
-            yield self.episode(env, task, "noisy", _noisy(noise), branches=BRANCHES, give_up=int(rng.integers(4, 16)), draw=i)
+            yield self.episode(env, task, "noisy", _noisy(noise), branches=BRANCHES, give_up=self.longer * int(rng.integers(4, 16)), draw=i)
         rng = keyed_rng(self.seed, task.id, "length")
-        yield self.episode(env, task, "premature", _noisy(0.5, premature), branches=1, give_up=int(rng.integers(4, 12)))
-        yield self.episode(env, task, "random", anything, branches=1, give_up=int(rng.integers(6, 16)))
+        yield self.episode(env, task, "premature", _noisy(0.5, premature), branches=1, give_up=self.longer * int(rng.integers(4, 12)))
+        yield self.episode(env, task, "random", anything, branches=1, give_up=self.longer * int(rng.integers(6, 16)))
         # what a policy that samples words sends, looking where things are not, working on what the recipe does not want, tidying
-        yield self.episode(env, task, "garbled", _noisy(0.65, garbled), branches=0, give_up=14)
-        yield self.episode(env, task, "seeking", _noisy(0.65, seek), branches=0, give_up=14)
-        yield self.episode(env, task, "fussing", _noisy(0.15, anything, fuss), branches=0, give_up=16)
-        yield self.episode(env, task, "moving", move, branches=0, give_up=18)
+        yield self.episode(env, task, "garbled", _noisy(0.65, garbled), branches=0, give_up=14 * self.longer)
+        yield self.episode(env, task, "seeking", _noisy(0.65, seek), branches=0, give_up=14 * self.longer)
+        yield self.episode(env, task, "fussing", _noisy(0.15, anything, fuss), branches=0, give_up=16 * self.longer)
+        yield self.episode(env, task, "moving", move, branches=0, give_up=18 * self.longer)
 
     def episode(
         self, env: TextWorldEnv, task: Task, name: str, act: Behaviour, branches: int, give_up: int | None, draw: int = 0

@@ -6,6 +6,7 @@ step = await env.step("take red_potato from counter")
 """
 
 import re
+from collections.abc import Iterable
 
 import textworld
 
@@ -13,7 +14,8 @@ from dreamgym.core.env import Info, RealSteps, Step
 from dreamgym.core.state import State, text_of_state
 from dreamgym.core.types import Panel, StopReason, Task
 from dreamgym.envs.textworld.games import CAPS, make_game, parse_task_id, task_id
-from dreamgym.envs.textworld.mapper import FactMapper, View, spaced
+from dreamgym.envs.textworld.mapper import Fact, FactMapper, View, one_word, spaced
+from dreamgym.envs.textworld.rooms import RoomsMapper
 
 ENV = "textworld"
 _WANTED = textworld.EnvInfos(facts=True, won=True, lost=True)
@@ -54,8 +56,20 @@ def instruction_of(cookbook: str) -> str:
     wants: dict[str, list[str]] = {food: [] for food in foods}
     for verb, food in re.findall(r"^\s*(\w+) the (.+?)\s*$", directions, re.MULTILINE):
         wants[food].append(_VERBS[verb])
+    return _instruction(wants)
+
+
+def recipe_in(facts: Iterable[Fact]) -> str:
+    """The same instruction from a game's facts: what the cookbook says where it lies in another room."""
+    known = [(f.name, [v.name for v in f.arguments]) for f in facts]
+    foods = {names[1]: names[0] for name, names in known if name == "base"}
+    wants = {food: [name for name, names in known if names == [i] and name in _VERBS.values()] for i, food in foods.items()}
+    return _instruction(wants)
+
+
+def _instruction(wants: dict[str, list[str]]) -> str:
     order = {w: i for i, w in enumerate(("fried", "roasted", "grilled", "chopped", "sliced", "diced"))}
-    parts = [f"{food.replace(' ', '_')} {' '.join(sorted(done, key=order.__getitem__))}" for food, done in sorted(wants.items())]
+    parts = [f"{one_word(food)} {' '.join(sorted(done, key=order.__getitem__))}" for food, done in sorted(wants.items())]
     return "cook " + " and ".join(parts)
 
 
@@ -72,7 +86,7 @@ class TextWorldEnv:
 
     def __init__(self, counter: RealSteps, view: View = "carried") -> None:
         self.counter = counter
-        self._mapper = FactMapper(view)
+        self._mapper = RoomsMapper() if view == "rooms" else FactMapper(view)
         self._game: textworld.core.Environment | None = None
         self._task = ""
         self._state: State = ()
@@ -110,7 +124,8 @@ class TextWorldEnv:
         self._mapper.reset()
         self._state = self._mapper.observe(book.facts)
         self._cap, self._steps, self._done = CAPS[level], 0, False
-        return text_of_state(self._state), {"instruction": instruction_of(book.feedback)}
+        read = "Ingredients:" in book.feedback
+        return text_of_state(self._state), {"instruction": instruction_of(book.feedback) if read else recipe_in(book.facts)}
 
     def step_sync(self, action: str) -> Step:
         if self._game is None or self._done:
@@ -129,9 +144,9 @@ class TextWorldEnv:
         return Step(text_of_state(self._state), 1.0 if won else 0.0, won or lost, truncated, {"stop": stop} if stop else {})
 
 
-def look_at(level: str, seed: int, panel: Panel, counter: RealSteps) -> Task:
+def look_at(level: str, seed: int, panel: Panel, counter: RealSteps, view: View = "carried") -> Task:
     """The task of a game as its reset shows it (one real step); the sheet is filled later, from episodes."""
-    env = TextWorldEnv(counter)
+    env = TextWorldEnv(counter, view)
     observation, info = env.reset_sync(task_id(level, seed))
     return Task(
         id=task_id(level, seed),

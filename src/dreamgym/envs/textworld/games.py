@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
 
 from rich.progress import track
 
-from dreamgym.core.errors import DreamgymError, MissingExtraError
+from dreamgym.core.errors import DataError, DreamgymError, MissingExtraError
 
 try:
     import textworld
@@ -26,19 +25,34 @@ try:
 except ImportError as e:
     raise MissingExtraError("textworld", "textworld") from e
 
-Level = Literal["easy", "standard"]
-CAPS: dict[str, int] = {"easy": 30, "standard": 40}
-"""Steps after which an episode is truncated."""
+
+def _options(foods: int, rooms: int) -> dict[str, int | bool]:
+    return {"recipe": foods, "take": foods, "go": rooms, "open": True, "cook": True, "cut": True, "drop": False}
+
+
 OPTIONS: dict[str, dict[str, int | bool]] = {
-    "easy": {"recipe": 1, "take": 1, "go": 1, "open": True, "cook": True, "cut": True, "drop": False},
-    "standard": {"recipe": 2, "take": 2, "go": 1, "open": True, "cook": True, "cut": True, "drop": False},
+    "easy": _options(1, 1),
+    "standard": _options(2, 1),
+    "hard": _options(3, 6),
 }
+"""What a game is made with, by the name in its task id."""
+REALISED = "realised"
+"""Games built from a task's text (``realise.py``) instead of a seed."""
+CAPS: dict[str, int] = {"easy": 30, "standard": 40, "hard": 60, REALISED: 60}
+"""Steps after which an episode is truncated."""
+LEVELS = ("easy", "standard")
+"""What has panels and logs."""
 RECIPE_SEED = 0
 """tw-make's default: the recipe is drawn with the game's own seed."""
 
 
 class _ParsedOnce:
     load = staticmethod(functools.lru_cache(KnowledgeBase.load))
+
+
+def knowledge() -> KnowledgeBase:
+    """The rules and texts of the challenge."""
+    return _ParsedOnce.load(logic_path=cooking.KB_LOGIC_PATH, grammar_path=cooking.KB_GRAMMAR_PATH)
 
 
 def cache_folder() -> Path:
@@ -55,8 +69,8 @@ def task_id(level: str, seed: int) -> str:
 def parse_task_id(task: str) -> tuple[str, int]:
     """(level, seed) of ``textworld/<level>/<seed>``."""
     parts = task.split("/")
-    if len(parts) != 3 or parts[0] != "textworld" or parts[1] not in OPTIONS or not parts[2].isdecimal():
-        raise DreamgymError(f"task id {task!r} names no TextWorld game; the form is textworld/<easy|standard>/<seed>")
+    if len(parts) != 3 or parts[0] != "textworld" or parts[1] not in (*OPTIONS, REALISED) or not parts[2].isdecimal():
+        raise DreamgymError(f"task id {task!r} names no TextWorld game; the form is textworld/<{'|'.join(OPTIONS)}>/<seed>")
     return parts[1], int(parts[2])
 
 
@@ -66,6 +80,8 @@ def make_game(level: str, seed: int) -> Path:
     path = folder / f"{level}-{seed}.z8"
     if path.exists() and path.with_suffix(".json").exists():
         return path
+    if level == REALISED:
+        raise DataError(f"{task_id(level, seed)}: this game is not in {folder}; realise its task again")
     folder.mkdir(parents=True, exist_ok=True)
     cooking.KnowledgeBase = _ParsedOnce
     draft = folder / f".tmp-{os.getpid()}-{level}-{seed}.z8"

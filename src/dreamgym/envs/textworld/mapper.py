@@ -12,7 +12,8 @@ from typing import Literal, Protocol
 
 from dreamgym.core.state import State, line, make_state
 
-View = Literal["carried", "current"]
+View = Literal["carried", "current", "rooms"]
+"""What a state holds: all that was seen, what is in sight now, or all that was seen in several rooms (``rooms.py``)."""
 HELD, FLOOR, ROOM = "held", "floor", "room"
 _COOKED = ("burned", "fried", "roasted", "grilled")
 _CUT = ("chopped", "sliced", "diced", "uncut")
@@ -54,14 +55,14 @@ class FactMapper:
     def observe(self, facts: Iterable[Fact]) -> State:
         visible, open_places = visible_things(facts)
         if self.view == "carried":
-            for thing, (place, _) in _places(self._known).items():
+            for thing, (place, _) in places_of(self._known).items():
                 if thing not in visible and place not in open_places:
                     visible[thing] = self._known[thing]
         self._known = visible
         return make_state(visible.values())
 
 
-def _places(known: dict[str, str]) -> dict[str, tuple[str, str]]:
+def places_of(known: dict[str, str]) -> dict[str, tuple[str, str]]:
     return {thing: (text[1 : text.index("]")], text) for thing, text in known.items()}
 
 

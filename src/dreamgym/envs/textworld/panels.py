@@ -16,7 +16,7 @@ from dreamgym.core.errors import DataError
 from dreamgym.core.files import write_atomic
 from dreamgym.core.seeding import key_of
 from dreamgym.core.types import Panel
-from dreamgym.envs.textworld.games import OPTIONS, content_hash, make_game, recipe_of, task_id
+from dreamgym.envs.textworld.games import LEVELS, content_hash, make_game, recipe_of, task_id
 
 SIZES: dict[Panel, int] = {"train": 620, "probe": 100, "test": 150, "unseen": 50}
 """Games per level and panel."""
@@ -85,7 +85,7 @@ def check_game(game: Game) -> None:
 
 def write_panels(path: Path) -> None:
     """Make ``panels.json`` anew (builds about 2,000 games, 20 minutes on two cores): ``python -m dreamgym.envs.textworld.panels FILE``."""
-    data = {level: [g.model_dump(mode="json") for g in choose(level)] for level in OPTIONS}
+    data = {level: [g.model_dump(mode="json") for g in choose(level)] for level in LEVELS}
     write_atomic(path, json.dumps(data, separators=(",", ":")).replace('{"task"', '\n{"task"') + "\n")
 
 

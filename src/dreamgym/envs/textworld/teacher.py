@@ -3,17 +3,23 @@
 It is *privileged*: it knows the true outcome and never writes a verdict that contradicts it. What it writes follows
 from instruction, sheet, state and outcome: what the action needs, where that is, whether the preconditions hold, what
 the action yields, and, before anything can end the episode, goal against state item by item, one word of comparison each.
-Where its rules do not explain the outcome it falls back on ``dreamgym.experience.annotate.before_after``.
+Where there are several rooms it first looks whether one is where the command can be done, and says how far one is (``done 3 of 7``,
+which the curriculum reads as progress). Where its rules do not explain the outcome it falls back on
+``dreamgym.experience.annotate.before_after``.
 """
 
 from dreamgym.core.state import LINE, State
 from dreamgym.core.types import Task, Transition
 from dreamgym.envs.textworld.behaviours import CUT, goal_of
+from dreamgym.envs.textworld.rooms import DOOR, SURFACE, WAY, YOU, end_of, exit_of, floor_of
 from dreamgym.experience.annotate import before_after
 
 _CUTS = {verb: result for result, verb in CUT.items()}
 _COOKS = {"stove": "fried", "oven": "roasted"}
 _FAILS = "fails"
+
+Things = dict[str, tuple[str, str]]
+Goal = dict[str, tuple[str, str]]
 
 
 class CookingTeacher:
@@ -23,14 +29,27 @@ class CookingTeacher:
         things = {m["kind"]: (m["place"], m["text"] or "") for m in map(LINE.fullmatch, t.state) if m}
         words = t.action.split()
         changed = bool(t.change) or t.outcome != "go"
-        trace = _trace(words, things, goal_of(task.instruction), t)
+        trace = (_in_rooms if YOU in things else _trace)(words, things, goal_of(task.instruction), t)
         verdict = trace.rsplit(" , ", 1)[-1]
         agrees = (verdict == _FAILS) == (not changed) and (verdict in ("won", "lost")) == (t.outcome != "go")
-        return trace if agrees and (verdict not in ("won", "lost") or verdict == t.outcome) else before_after(t)
+        if not agrees or (verdict in ("won", "lost") and verdict != t.outcome):
+            return before_after(t)
+        if YOU not in things or not t.change or t.outcome != "go":
+            return trace
+        return f"{trace.removesuffix(verdict)}{_done(t.next_state, goal_of(task.instruction))} , {verdict}"
 
 
-Things = dict[str, tuple[str, str]]
-Goal = dict[str, tuple[str, str]]
+def _done(state: State, goal: Goal) -> str:
+    """How far one is: of each thing of the recipe whether it is held, cooked and cut as wanted, and whether the meal is there."""
+    things = {m["kind"]: (m["place"], m["text"] or "") for m in map(LINE.fullmatch, state) if m}
+    whole = 3 * len(goal) + 1
+    if "meal" in things:
+        return f"done {whole} of {whole}"
+    done = 0
+    for food, wanted in goal.items():
+        place, text = things.get(food, ("", ""))
+        done += (place == "held") + sum(word in text.split() for word in wanted)
+    return f"done {done} of {whole}"
 
 
 def _trace(words: list[str], things: Things, goal: Goal, t: Transition) -> str:
@@ -67,6 +86,48 @@ def _trace(words: list[str], things: Things, goal: Goal, t: Transition) -> str:
             return f"only looking , {_FAILS}"
         case _:
             return f"not understood , {_FAILS}"
+
+
+def _in_rooms(words: list[str], things: Things, goal: Goal, t: Transition) -> str:
+    """Where there are several rooms: the way, or first whether one is where the command can be done, then as in one room."""
+    here = things[YOU][0]
+    match words:
+        case ["go", direction]:
+            return _go(direction, here, things, t)
+        case ["open" | "close" as verb, x] if things.get(x, ("", ""))[0] == DOOR:
+            beside = any(things.get(exit_of(here, d), ("", ""))[1] == x for d in ("north", "south", "east", "west"))
+            fits = things[x][1] == {"open": "closed", "close": "open"}[verb]
+            return f"{_at(x, things)} , {'beside' if beside else 'not beside'} , {'works' if beside and fits else _FAILS}"
+        case ["take" | "put" | "insert", _, _, spot] | ["cook", _, "with", spot] | ["open" | "close", spot]:
+            pass
+        case ["take", x]:
+            spot = things.get(x, ("", ""))[0]
+        case ["prepare", "meal"]:
+            spot = "stove"
+        case _:
+            spot = ""
+    around = {k: ("floor" if p == floor_of(here) else p, v) for k, (p, v) in things.items()}
+    around["room"] = (here, " ".join(k for k, (p, v) in things.items() if p == here and v == SURFACE))
+    trace = _trace(words, around, goal, t)
+    room = spot.removesuffix("_floor") if spot.endswith("_floor") else things.get(spot, ("", ""))[0]
+    if not spot or (spot not in things and not spot.endswith("_floor")) or room == "held":
+        return trace
+    return f"{spot} {room} you same , {trace}" if room == here else f"{spot} {room} you {here} differ , {_FAILS}"
+
+
+def _go(direction: str, here: str, things: Things, t: Transition) -> str:
+    """Whether there is a way, what stands in it, where it leads."""
+    way = _at(exit_of(here, direction), things)
+    if exit_of(here, direction) not in things:
+        return f"{way} , {_FAILS}"
+    door = things[exit_of(here, direction)][1]
+    parts = [way] if door == WAY else [way, _at(door, things)]
+    if door != WAY and things.get(door, ("", ""))[1] != "open":
+        return " , ".join([*parts, _FAILS])
+    after = {m["kind"]: m["place"] for m in map(LINE.fullmatch, t.added) if m}
+    leads = after.get(YOU) or things.get(end_of(here, direction), ("", "nowhere"))[1]
+    shown = [m["kind"] for m in map(LINE.fullmatch, t.added) if m and m["kind"] != YOU]
+    return " , ".join([*parts, f"leads {leads}", f"shows {' '.join(shown)}" if shown else "nothing new", "works"])
 
 
 def _at(x: str, things: Things) -> str:

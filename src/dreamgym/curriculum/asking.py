@@ -1,0 +1,71 @@
+"""M_task behind a chat LLM: the two prompts of arXiv 2511.03773 Appendix C.2 (write, then pick one), their wording ours.
+
+    writer = ChatWriter(Endpoint(server))            # or a chat model in this process
+
+A reply that cannot be used is asked for again, then counted as unreadable; where no pick is usable none of the drafts is kept.
+"""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dreamgym.core.types import Task
+from dreamgym.curriculum.writing import Asked, Choice
+from dreamgym.endpoint.config import Chat, Message
+from dreamgym.experience.chat import answered, quoted, sectioned
+from dreamgym.prompts import prompt
+
+SAMPLES = 3
+BUDGET = 512
+
+
+class _Written(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    task: str = Field(min_length=1, max_length=2000)
+
+
+class _Picked(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    reasoning: str
+    selection: int = Field(ge=0)
+
+
+class ChatWriter:
+    """Writes (at temperature 1, drafts are to differ) and picks (greedily) by asking ``chat``."""
+
+    def __init__(self, chat: Chat) -> None:
+        self.chat = chat
+
+    def write(self, asked: Sequence[Asked]) -> list[str | None]:
+        async def one(a: Asked) -> str | None:
+            messages = variation_messages(a.seeds, a.world)
+            found = await answered(self.chat, messages, BUDGET, _Written, SAMPLES, "write", *a.key, temperature=1.0)
+            return " ".join(found.task.split()) or None if found else None
+
+        return self.chat.together([one(a) for a in asked])
+
+    def choose(self, choices: Sequence[Choice]) -> list[int | None]:
+        async def one(c: Choice) -> int | None:
+            if not c.drafts:
+                return None
+            found = await answered(self.chat, selection_messages(c), BUDGET, _Picked, SAMPLES, "select", c.parent.id, *c.drafts)
+            return found.selection - 1 if found and 1 <= found.selection <= len(c.drafts) else None
+
+        return self.chat.together([one(c) for c in choices])
+
+
+def variation_messages(seeds: Sequence[str], world: Task) -> tuple[Message, ...]:
+    """The prompt that asks for one draft."""
+    sections = [("Tasks", [quoted(s) for s in seeds]), *_world(world)]
+    return ("system", prompt("vary-task.v1")), ("user", sectioned(sections))
+
+
+def selection_messages(choice: Choice) -> tuple[Message, ...]:
+    """The prompt that asks for a pick."""
+    numbered = [quoted(f"{n}. {d}") for n, d in enumerate(choice.drafts, start=1)]
+    sections = [("Original task", [quoted(choice.parent.instruction)]), *_world(choice.parent), ("Drafts", numbered)]
+    return ("system", prompt("select-task.v1")), ("user", sectioned(sections))
+
+
+def _world(task: Task) -> list[tuple[str, list[str]]]:
+    return [("In sight at the start", [quoted(s) for s in task.first_state]), ("Also in this world", [quoted(s) for s in task.sheet])]

@@ -1,0 +1,33 @@
+"""What the curriculum is: how tasks are chosen, and how new ones are written. No torch."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SamplerConfig(BaseModel):
+    """How tasks are chosen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    value: Literal["variance", "balance", "progress", "uniform"] = "variance"
+    """What makes a task worth playing (``curriculum/values.py``); ``uniform``: nothing, the least visited come first."""
+    turns: Literal["played", "valid"] = "played"
+    """What counts as a visit among the least visited: every group, or (cells made before) those with two valid members."""
+    synthetic: float = Field(0.0, ge=0, le=1)
+    """Lambda: the largest share of generated tasks in a draw."""
+
+
+class GeneratorConfig(BaseModel):
+    """How many tasks are written, and from what."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    every: int = Field(1, ge=1)
+    """Iterations between two rounds of writing."""
+    parents: int = Field(8, ge=1)
+    """Tasks varied per round, the most valuable first."""
+    drafts: int = Field(4, ge=1)
+    """Drafts per parent; at most one is kept."""
+    rollouts: int = Field(2, ge=1)
+    """Episodes of the current policy on each new task before it is taken in; a task that nobody can play is dropped."""
+    alike: float = Field(0.97, gt=0, le=1)
+    """Cosine of two instructions in one world from which on they count as the same task."""

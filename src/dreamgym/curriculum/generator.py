@@ -1,0 +1,169 @@
+"""The task generator: seeds that are worth playing in, drafts out, the best sound one of each seed kept, with a reason for every other.
+
+    generator = TaskGenerator(writer, logged_tasks, GeneratorConfig(), seed)
+    for draft in generator.vary(tasks, sampler.values(), iteration): ...
+
+A draft has to be well formed (its words follow each other as those of logged instructions do), possible (what it names is in its
+world), and new (in its world no task is like it). The criteria are those of the paper's selection prompt (arXiv 2511.03773 App. C.2)
+as far as code can hold them; whether it is challenging is measured by playing it.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dreamgym.core.seeding import keyed_rng
+from dreamgym.core.state import ADMISSIBLE, State
+from dreamgym.core.types import Episode, StopReason, Task
+from dreamgym.curriculum.config import GeneratorConfig
+from dreamgym.curriculum.writing import SEEDS, Asked, Choice, Writer
+from dreamgym.replay.encoder import HashingEncoder
+
+_WORD = re.compile(r"[\w'-]+|[^\w\s]")
+START, END, NAMED = "<", ">", "*"
+Achieved = Callable[[Task, Episode], str | None]
+"""Words what an episode did achieve as an instruction; None where that is nothing."""
+
+
+class Draft(NamedTuple):
+    """What was written for a parent, and what came of it."""
+
+    parent: str
+    seeds: tuple[str, ...]
+    instruction: str | None
+    verdict: str
+    """``kept``, or why not."""
+    task: Task | None
+
+
+class TaskGenerator:
+    """M_task with its checks. Deterministic: every draw is keyed by (seed, iteration, parent, draft)."""
+
+    def __init__(self, writer: Writer, logged: Sequence[Task], config: GeneratorConfig, seed: int) -> None:
+        self.writer, self.config, self.seed = writer, config, seed
+        self._known = Phrases(logged)
+        self._encoder = HashingEncoder()
+
+    def vary(self, tasks: Mapping[str, Task], values: Mapping[str, Mapping[str, float]], iteration: int) -> list[Draft]:
+        """One round: drafts for the most valuable of ``tasks`` that were played; ties are drawn."""
+        rng = keyed_rng(self.seed, "parents", iteration)
+        played = [(values[t]["value"], rng.random(), t) for t in tasks if t in values and values[t]["visits"] and values[t]["value"] > 0]
+        best = [t for _, _, t in sorted(played, reverse=True)]
+        parents = [tasks[t] for t in best[: self.config.parents]]
+        asked = [
+            Asked(self._seeds(parent, best, tasks, rng), parent, (self.seed, iteration, parent.id, n))
+            for parent in parents
+            for n in range(self.config.drafts)
+        ]
+        written = self.writer.write(asked)
+        worlds = _worlds(tasks.values())
+        checked = [self._check(text, a.world, worlds.get(world_of(a.world), [])) for text, a in zip(written, asked, strict=True)]
+        rows = [range(i * self.config.drafts, (i + 1) * self.config.drafts) for i in range(len(parents))]
+        sound = [[i for i in row if not checked[i][0]] for row in rows]
+        choices = [
+            Choice(parent, tuple(str(written[i]) for i in of), tuple(checked[i][1] for i in of))
+            for parent, of in zip(parents, sound, strict=True)
+        ]
+        picked = {of[n] for of, n in zip(sound, self.writer.choose(choices), strict=True) if n is not None}
+        found = []
+        for i, (text, ask, (verdict, _)) in enumerate(zip(written, asked, checked, strict=True)):
+            task = self._new(ask.world, text, worlds, iteration) if text is not None and i in picked else None
+            passed = "kept" if task else "like another task of its world" if i in picked else "another draft was chosen"
+            found.append(Draft(ask.world.id, ask.seeds, text, verdict or passed, task))
+        return found
+
+    def hindsight(self, episodes: Sequence[Episode], tell: Achieved, tasks: Mapping[str, Task], iteration: int) -> list[Draft]:
+        """Tasks that failed episodes did achieve (arXiv 2501.10893): ``tell`` words what an episode came to, in its own world.
+
+        Their solution is known: the episode's own actions. At most one per world and ``parents`` in all, drawn.
+        """
+        failed = [e for e in episodes if e.valid and e.stop is not StopReason.WON and e.task.id in tasks]
+        order = keyed_rng(self.seed, "hindsight", iteration).permutation(len(failed))
+        worlds, found, kept = _worlds(tasks.values()), list[Draft](), 0
+        for episode in (failed[int(i)] for i in order):
+            task = tasks[episode.task.id]
+            text = tell(task, episode)
+            if text is None or kept == self.config.parents:
+                continue
+            verdict, _ = self._check(text, task, worlds.get(world_of(task), []))
+            new = None if verdict else self._new(task, text, worlds, iteration)
+            kept += new is not None
+            found.append(Draft(task.id, (episode.id,), text, verdict or "kept", new))
+        return found
+
+    def _new(self, parent: Task, text: str, worlds: dict[str, list[str]], iteration: int) -> Task | None:
+        """The draft as a task in its parent's world; None where that has got the same one meanwhile."""
+        here = worlds.setdefault(world_of(parent), [])
+        if text in here:
+            return None
+        here.append(text)
+        name = f"{world_of(parent)}~{iteration}.{len(here)}"
+        return parent.model_copy(update={"id": name, "instruction": text, "lineage": (*parent.lineage, parent.id)})
+
+    def _seeds(self, parent: Task, best: Sequence[str], tasks: Mapping[str, Task], rng: np.random.Generator) -> tuple[str, ...]:
+        """The parent's instruction last, before it those of other valuable tasks of its kind."""
+        others = [t for t in best if t != parent.id and tasks[t].difficulty == parent.difficulty]
+        shown = [others[int(i)] for i in rng.permutation(min(len(others), 4 * SEEDS))[: SEEDS - 1]]
+        return (*(tasks[t].instruction for t in shown), parent.instruction)
+
+    def _check(self, text: str | None, parent: Task, here: Sequence[str]) -> tuple[str, float]:
+        """Why a draft is not sound ("" where it is), and the cosine of the instruction most like it in its world."""
+        if text is None:
+            return "unreadable", 1.0
+        world = (*parent.first_state, *parent.sheet)
+        if missing := self._known.missing(text, world):
+            return f"names what is not in its world: {missing[0]}", 1.0
+        if not self._known.follows(text):
+            return "malformed", 1.0
+        vectors = self._encoder.encode([((), t) for t in (text, *here)])
+        near = float((vectors[1:] @ vectors[0]).max()) if len(here) else 0.0
+        return ("like another task of its world" if near >= self.config.alike else ""), near
+
+
+class Phrases:
+    """How logged instructions are worded: which three words follow each other, things of the world counting as one word."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._things = {w for t in tasks for w in named_in((*t.first_state, *t.sheet))}
+        self._threes: set[tuple[str, ...]] = set()
+        for t in tasks:
+            words = self._shape(t.instruction)
+            self._threes |= set(zip(words, words[1:], words[2:], strict=False))
+
+    def missing(self, instruction: str, world: State) -> list[str]:
+        """Things of other worlds that ``instruction`` names and ``world`` has not."""
+        named = named_in(world)
+        return [w for w in _words(instruction) if w in self._things and w not in named]
+
+    def follows(self, instruction: str) -> bool:
+        """Whether every three words follow each other as in some logged instruction."""
+        words = self._shape(instruction)
+        return len(words) > 2 and all(three in self._threes for three in zip(words, words[1:], words[2:], strict=False))
+
+    def _shape(self, instruction: str) -> list[str]:
+        return [START, *(NAMED if w in self._things else w for w in _words(instruction)), END]
+
+
+def named_in(world: State) -> set[str]:
+    """The words that a world's lines are about: their things and places, not what is said of them."""
+    heads = (line.partition(":")[0] for line in world if not line.startswith(ADMISSIBLE))
+    return {w for head in heads for w in _words(head) if w not in "[]"}
+
+
+def _words(text: str) -> list[str]:
+    return [w.lower() for w in _WORD.findall(text)]
+
+
+def world_of(task: Task) -> str:
+    """The logged task whose world a task is in."""
+    return (*task.lineage, task.id)[0]
+
+
+def _worlds(tasks: Iterable[Task]) -> dict[str, list[str]]:
+    """The instructions of each world."""
+    found: dict[str, list[str]] = {}
+    for task in tasks:
+        found.setdefault(world_of(task), []).append(task.instruction)
+    return found

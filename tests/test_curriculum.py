@@ -1,0 +1,144 @@
+"""What tasks are worth, and how they are chosen."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dreamgym.core.types import Episode, StopReason, Task, Transition
+from dreamgym.curriculum.config import SamplerConfig
+from dreamgym.curriculum.sampler import ValueSampler
+from dreamgym.curriculum.values import VALUES, balance, progress_of, progress_variance, variance
+
+TASKS = [f"t{i}" for i in range(40)]
+REWARDS = st.lists(st.sampled_from([0.0, 1.0, None]), min_size=1, max_size=12)
+
+
+def written(parent: str, number: int = 0) -> Task:
+    return Task(id=f"{parent}~{number}", instruction="cook", first_state=(), lineage=(parent,))
+
+
+def test_the_value_of_a_group_is_its_variance():
+    assert variance([1.0, 0.0, None]) == 0.25
+    assert variance([1.0, None]) is None
+
+
+@given(REWARDS)
+def test_values_agree_where_they_must(rewards):
+    valid = [r for r in rewards if r is not None]
+    found = {name: value(rewards, ()) for name, value in VALUES.items()}
+    if len(valid) < 2:
+        assert set(found.values()) == {None}, "invalid rollouts say nothing"
+        return
+    p = sum(valid) / len(valid)
+    assert found["variance"] == pytest.approx(p * (1 - p))
+    assert found["progress"] == pytest.approx(p * (1 - p)), "without progress it is Eq. 7"
+    assert all(0 <= v <= 0.25 for v in found.values() if v is not None)
+    if p == 1:
+        assert set(found.values()) == {0.0}, "what is always won teaches nothing"
+    elif p < 1:
+        assert found["balance"] > 0
+
+
+def test_what_always_fails_at_the_end_is_seen_by_progress_alone():
+    late, early = [0.9] * 4, [0.0] * 4
+    assert variance([0.0] * 4, late) == 0
+    assert progress_variance([0.0] * 4, late) == pytest.approx(0.09)
+    assert progress_variance([0.0] * 4, early) == 0
+    assert progress_variance([0.0, 0.0, None], [0.5, None, None]) == pytest.approx(0.25 * 0.75), "nothing said counts as nothing done"
+    assert balance([0.0] * 4) == balance([0.0] * 4, late)
+
+
+def episode(*reasonings: str, stop: StopReason = StopReason.MAX_STEPS) -> Episode:
+    steps = tuple(Transition(state=("[a] b: c",), action="x", reward=0.0, outcome="go", reasoning=r) for r in reasonings)
+    task = Task(id="t", instruction="", first_state=())
+    return Episode(id="e", env="dream", task=task, source="dream", behaviour="policy", transitions=steps, stop=stop)
+
+
+def test_progress_is_what_the_reasoning_says():
+    assert progress_of(episode("done 1 of 4 , works", "fails", "done 3 of 4 , works", "done 2 of 4 , works")) == 0.75
+    assert progress_of(episode("works")) is None
+    assert progress_of(episode("done 4 of 4 , works")) == 0.99, "done, but not won"
+    assert progress_of(episode("done 9 of 0")) is None
+    assert progress_of(episode("done 1 of 2", stop=StopReason.INVALID_REPLY)) is None
+
+
+def test_the_sampler_prefers_half_solved_tasks_and_resumes_exactly():
+    sampler = ValueSampler(TASKS, 0)
+    for name in sampler.next(40):
+        sampler.observe(name, [1.0, 0.0] if name in ("t1", "t2") else [0.0, 0.0])
+    sampler.observe("t3", [None, None])
+    counts = Counter(name for _ in range(50) for name in sampler.next(8))
+    assert set(counts) == set(TASKS), "no task starves"
+    assert counts["t1"] + counts["t2"] > 4 * counts.total() / len(TASKS)
+    twin = ValueSampler(TASKS, 0)
+    twin.load_state_dict(sampler.state_dict())
+    assert [sampler.next(8) for _ in range(3)] == [twin.next(8) for _ in range(3)]
+    with pytest.raises(ValueError, match="other tasks"):
+        twin.load_state_dict({"draws": 0, "value": {}, "visits": {}})
+
+
+@pytest.mark.parametrize(("turns", "often"), [("played", {2}), ("valid", {6, 7, 8, 9, 10})])
+def test_a_task_that_nobody_can_play_waits_for_its_turn(turns, often):
+    sampler = ValueSampler(TASKS, 0, SamplerConfig(value="uniform", turns=turns))
+    counts = Counter[str]()
+    for _ in range(10):
+        for name in sampler.next(8):
+            counts[name] += 1
+            sampler.observe(name, [None, None] if name == "t1" else [1.0, 0.0])
+    assert counts["t1"] in often
+    assert sampler.values()["t1"]["visits"] == 0
+
+
+def test_uniform_plays_every_task_before_any_twice():
+    sampler = ValueSampler(TASKS, 0, SamplerConfig(value="uniform"))
+    counts = Counter[str]()
+    for _ in range(10):
+        for name in sampler.next(8):
+            counts[name] += 1
+            sampler.observe(name, [1.0, 0.0] if name == "t1" else [0.0, 0.0])
+    assert set(counts.values()) == {2}
+
+
+@given(st.floats(0, 1), st.integers(0, 30), st.integers(1, 24), st.integers(0, 9))
+def test_lambda_bounds_the_synthetic_share_of_every_draw(share, many, n, seed):
+    sampler = ValueSampler(TASKS, seed, SamplerConfig(synthetic=share))
+    sampler.add([written("t1", i) for i in range(many)])
+    for _ in range(4):
+        drawn = sampler.next(n)
+        assert len(drawn) == len(set(drawn)) == n
+        assert sum("~" in t for t in drawn) <= share * n
+        for name in drawn:
+            sampler.observe(name, [1.0, 0.0])
+
+
+def test_a_child_begins_with_its_parents_value_and_goes_where_nobody_can_play_it():
+    sampler = ValueSampler(TASKS, 0, SamplerConfig(synthetic=0.5))
+    sampler.observe("t1", [0.0, 0.0, 0.0])
+    sampler.add([written("t1", 0), written("t1", 1), written("nobody", 2)])
+    values = sampler.values()
+    assert values["t1~0"]["value"] == values["t1"]["value"] == 0.0
+    assert values["nobody~2"]["value"] == 0.25
+    sampler.observe("t1~0", [None, None])
+    sampler.observe("t1~1", [None, 0.0])
+    assert sampler.only_invalid() == ["t1~0"]
+    assert sampler.metrics()["tasks_all_invalid"] == 1
+    assert sampler.metrics()["tasks_all_failed"] == 2, "all failed and all invalid are two things"
+    sampler.drop(sampler.only_invalid())
+    assert "t1~0" not in sampler.values()
+    twin = ValueSampler(TASKS, 0, SamplerConfig(synthetic=0.5))
+    twin.load_state_dict(sampler.state_dict())
+    assert [sampler.next(8) for _ in range(3)] == [twin.next(8) for _ in range(3)]
+    with pytest.raises(ValueError, match="no lineage"):
+        sampler.add([Task(id="t99", instruction="", first_state=())])
+
+
+def test_a_cluster_is_one_group():
+    sampler = ValueSampler(["a", "b", "c"], 0, clusters={"a": 0, "b": 0, "c": 1})
+    sampler.observe("a", [1.0])
+    assert sampler.values()["a"]["visits"] == 0, "one rollout is no group"
+    sampler.observe("b", [0.0])
+    assert sampler.values()["b"]["value"] == 0.25, "the other's success stands beside"
+    sampler.observe("c", [0.0, 0.0])
+    assert sampler.values()["c"]["value"] == 0.0

@@ -1,0 +1,253 @@
+"""Writing new tasks: what is asked, what is kept of the drafts and why not, and that a run with new tasks resumes exactly."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dreamgym.core.grammar import GrammarError, parse_instruction, render_instruction, render_variation
+from dreamgym.core.seeding import keyed_rng
+from dreamgym.core.types import Episode, StopReason, Task
+from dreamgym.curriculum.config import GeneratorConfig
+
+pytest.importorskip("torch", reason="needs the extra [train]")
+from dreamgym.curriculum.generator import Draft, Phrases, TaskGenerator, world_of
+from dreamgym.curriculum.writing import Asked, Choice, LocalWriter, writing_trees
+from dreamgym.lm.fit import FitConfig, fit
+from dreamgym.lm.local import LocalLM
+from dreamgym.lm.tiny import tiny_llama, train_tokenizer
+
+FOODS = ("carrot", "lime", "egg", "leek", "bean")
+
+
+def task(number: int, food: str, how: str) -> Task:
+    """A world of two foods, one of them in a fridge that the first state shows closed."""
+    other = FOODS[(FOODS.index(food) + 1) % len(FOODS)]
+    state = (f"[counter] {food}: raw", "[kitchen] fridge: closed")
+    return Task(id=f"t/{number}", instruction=f"cook {food} {how}", first_state=state, sheet=(f"[fridge] {other}: raw",))
+
+
+LOGGED = [task(i, FOODS[i % 5], ("fried", "roasted", "boiled")[i % 3]) for i in range(30)]
+TASKS = {t.id: t for t in LOGGED}
+VALUES = {t.id: {"value": 0.25 if t.id in ("t/0", "t/7") else 0.1, "visits": 1.0} for t in LOGGED}
+
+
+class Drafts:
+    """Says what it was given, over and over, and keeps what it was asked."""
+
+    def __init__(self, *drafts: str | None) -> None:
+        self.drafts, self.asked = drafts, list[Asked]()
+
+    def write(self, asked: Sequence[Asked]) -> list[str | None]:
+        self.asked += asked
+        return [self.drafts[i % len(self.drafts)] for i in range(len(asked))]
+
+    def choose(self, choices: Sequence[Choice]) -> list[int | None]:
+        return [c.nearness.index(min(c.nearness)) if c.drafts else None for c in choices]
+
+
+def vary(writer: Drafts, **config: float) -> list[Draft]:
+    return TaskGenerator(writer, LOGGED, GeneratorConfig(parents=2, drafts=len(writer.drafts)).model_copy(update=config), 0).vary(
+        TASKS, VALUES, 3
+    )
+
+
+def test_every_draft_that_is_not_kept_has_its_reason():
+    # t/0 and t/7 are the parents: a carrot on the counter and a lime in the fridge, an egg and a leek
+    found = vary(Drafts("cook lime boiled", None, "cook egg fried", "cook lime fried roasted", "cook carrot fried", "fry lime"))
+    assert [(d.instruction, d.verdict) for d in found if d.parent == "t/0"] == [
+        ("cook lime boiled", "kept"),
+        (None, "unreadable"),
+        ("cook egg fried", "names what is not in its world: egg"),
+        ("cook lime fried roasted", "malformed"),
+        ("cook carrot fried", "like another task of its world"),
+        ("fry lime", "malformed"),
+    ]
+    kept = [d.task for d in found if d.task and d.parent == "t/0"]
+    assert len(kept) == 1
+    assert (kept[0].lineage, world_of(kept[0])) == (("t/0",), "t/0")
+    assert (kept[0].first_state, kept[0].sheet) == (TASKS["t/0"].first_state, TASKS["t/0"].sheet), "one world for all of its tasks"
+
+
+def test_of_sound_drafts_the_newest_is_kept():
+    found = vary(Drafts("cook carrot boiled", "cook lime boiled"))
+    verdicts = {d.instruction: d.verdict for d in found if d.parent == "t/0"}
+    assert verdicts == {"cook carrot boiled": "another draft was chosen", "cook lime boiled": "kept"}
+
+
+def test_the_most_valuable_played_tasks_are_varied_and_shown():
+    writer = Drafts("cook lime boiled")
+    vary(writer)
+    assert {a.world.id for a in writer.asked} == {"t/0", "t/7"}
+    for ask in writer.asked:
+        assert len(ask.seeds) == 3
+        assert ask.seeds[-1] == ask.world.instruction
+    unplayed = {t: {"value": 0.25, "visits": 0.0} for t in TASKS}
+    assert TaskGenerator(writer, LOGGED, GeneratorConfig(), 0).vary(TASKS, unplayed, 0) == []
+
+
+def test_a_child_of_a_child_stays_in_its_world():
+    first = next(d.task for d in vary(Drafts("cook lime boiled")) if d.task)
+    values = {first.id: {"value": 0.2, "visits": 1.0}}
+    generator = TaskGenerator(Drafts("cook lime roasted"), LOGGED, GeneratorConfig(drafts=1), 0)
+    [draft] = generator.vary({first.id: first, **TASKS}, values, 5)
+    assert draft.task
+    assert draft.task.lineage == ("t/0", first.id)
+    assert draft.task.id.startswith("t/0~5.")
+    assert draft.task.id != first.id
+
+
+def test_things_that_only_some_sheets_hold_are_things_everywhere():
+    phrases = Phrases(LOGGED)
+    assert phrases.missing("cook leek fried", LOGGED[0].first_state) == ["leek"]
+    assert phrases.follows("cook leek fried"), "worded well, though its world lacks it"
+    assert not phrases.follows("cook")
+    assert not phrases.follows("")
+
+
+@given(st.text(max_size=40))
+def test_an_instruction_is_data(text):
+    asked = render_variation([text, "x"], ("[a] b: c",), ("[d] e: f",))
+    assert [w for w in asked.split(" ") if w.startswith("@")] == ["@seed", "@seed", "@sheet", "@state", "@new"]
+    if text.strip():
+        assert parse_instruction(render_instruction(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "cook @new", "cook lime ; eat it", "@task cook"])
+def test_what_is_no_instruction_is_refused(text):
+    with pytest.raises(GrammarError):
+        parse_instruction(text)
+
+
+def test_a_tiny_model_learns_to_write_tasks_of_its_world(tmp_path):
+    texts = [render_variation([t.instruction], t.sheet, t.first_state) + " " + t.instruction for t in LOGGED]
+    tokenizer = train_tokenizer([f" {t}" for t in texts] * 10, 400)
+    lm = LocalLM(tiny_llama(len(tokenizer), 0, width=32, layers=2), tokenizer)
+    trees = writing_trees(lm, LOGGED, 3, 20, 0)
+    assert len(trees) == 600
+    fit(lm.model, trees, FitConfig(epochs=6, learning_rate=5e-3, rows=4), tmp_path)
+    lm.model.eval()
+    config = GeneratorConfig(parents=30, drafts=3)
+    found = TaskGenerator(LocalWriter(lm), LOGGED, config, 0).vary(TASKS, VALUES, 0)
+    again = TaskGenerator(LocalWriter(lm), LOGGED, config, 0).vary(TASKS, VALUES, 0)
+    assert found == again, "every draw is keyed"
+    verdicts = Counter(d.verdict.partition(":")[0] for d in found)
+    assert verdicts["malformed"] + verdicts["unreadable"] < 0.1 * len(found)
+    new = [d.task for d in found if d.task]
+    assert len({t.id for t in new}) == len(new) > 5
+    assert all(any(f in t.instruction for f in FOODS) for t in new)
+
+
+def test_a_chat_model_writes_and_picks_over_http():
+    pytest.importorskip("openai", reason="needs the extra [endpoint]")
+    from benchmarks.loopback import LoopbackServer, sections
+    from dreamgym.curriculum.asking import ChatWriter
+    from dreamgym.endpoint.client import Endpoint
+    from dreamgym.endpoint.config import EndpointConfig
+
+    calls = Counter[str]()
+
+    def answer(body):
+        read = sections(body["messages"][-1]["content"])
+        calls["pick" if "Drafts" in read else "write"] += 1
+        if "Drafts" in read:
+            assert read["Original"] == ["cook carrot fried"]
+            assert sorted(d.partition(" ")[2] for d in read["Drafts"]) == ["cook carrot boiled", "cook lime boiled"]
+            return json.dumps({"reasoning": "it is new", "selection": 1 + ("lime" in read["Drafts"][1])})
+        assert read["Also"] == ["[fridge] lime: raw"]
+        assert body["temperature"] == 1.0, "drafts are to differ"
+        if calls["write"] == 1:
+            return "cook lime boiled"  # no JSON: asked again
+        return json.dumps({"task": ("cook carrot boiled", "cook lime boiled <|im_end|>\n", "cook lime boiled")[calls["write"] % 3]})
+
+    with LoopbackServer(answer) as server:
+        writer = ChatWriter(Endpoint(EndpointConfig(base_url=server.url, model="m", concurrency=1)))
+        values = {"t/0": VALUES["t/0"]}
+        found = TaskGenerator(writer, LOGGED, GeneratorConfig(drafts=3), 0).vary({"t/0": TASKS["t/0"]}, values, 0)
+    assert [d.task.instruction for d in found if d.task] == ["cook lime boiled"]
+    assert {d.verdict for d in found} == {"kept", "malformed", "another draft was chosen"}
+    assert calls == {"write": 4, "pick": 1}
+
+
+def failed(name: str, at: Task, stop: StopReason = StopReason.LOST) -> Episode:
+    return Episode(id=name, env="dream", task=at, source="dream", behaviour="policy", transitions=(), stop=stop)
+
+
+def test_what_failed_episodes_did_achieve_becomes_a_task():
+    told = {"a": "cook lime roasted", "b": "cook lime fried", "c": None, "d": "cook unicorn", "e": "cook carrot fried"}
+    episodes = [failed(name, TASKS["t/0"]) for name in told]
+    episodes += [failed("won", TASKS["t/0"], StopReason.WON), failed("broken", TASKS["t/0"], StopReason.INVALID_REPLY)]
+    generator = TaskGenerator(Drafts(), LOGGED, GeneratorConfig(parents=5), 0)
+    found = generator.hindsight(episodes, lambda task, e: told[e.id], TASKS, 4)
+    verdicts = {d.seeds[0]: d.verdict for d in found}
+    assert verdicts == {"a": "kept", "b": "kept", "d": "malformed", "e": "like another task of its world"}
+    assert {d.task.instruction: d.task.lineage for d in found if d.task} == {"cook lime roasted": ("t/0",), "cook lime fried": ("t/0",)}
+    assert len([d for d in generator.hindsight(episodes, lambda task, e: told[e.id], TASKS, 4) if d.task]) == 2
+    only = TaskGenerator(Drafts(), LOGGED, GeneratorConfig(parents=1), 0).hindsight(episodes, lambda t, e: told[e.id], TASKS, 4)
+    assert len([d for d in only if d.task]) == 1
+
+
+def test_a_run_that_writes_tasks_resumes_exactly(tmp_path):
+    from vault_model import VaultModel
+
+    from dreamgym.core.env import RealSteps
+    from dreamgym.curriculum.config import SamplerConfig
+    from dreamgym.pipeline.learn import warm_start
+    from dreamgym.pipeline.logs import tasks_of
+    from dreamgym.pipeline.rl_run import RLRun
+    from dreamgym.rl.config import RLConfig
+    from examples.own_environment import COLOURS, adapter
+
+    episodes = list(adapter.collect(RealSteps(), 40, 0))
+    texts = [" ".join((e.task.instruction, *t.state, *t.added, t.action)) for e in episodes for t in e.transitions]
+    tokenizer = train_tokenizer(texts, 400)
+    LocalLM(tiny_llama(len(tokenizer), 0, width=64, layers=2), tokenizer).save(tmp_path / "base")
+    demos = [e for e in episodes if e.behaviour == "expert" and e.stop is StopReason.WON]
+    warm_start(tmp_path / "base", demos, FitConfig(learning_rate=3e-3, epochs=60, row_length=256, rows=4), tmp_path / "sft")
+    tasks = tasks_of(episodes)
+
+    class Painter(Drafts):
+        """Paints the doors."""
+
+        def write(self, asked: Sequence[Asked]) -> list[str | None]:
+            return [f"unlock the {COLOURS[keyed_rng(*a.key).integers(len(COLOURS))]} door" for a in asked]
+
+    def a_run(name: str) -> RLRun:
+        generator = TaskGenerator(Painter(), list(tasks.values()), GeneratorConfig(parents=3, drafts=2), 0)
+        config = RLConfig(tasks=6, group=4, learning_rate=1e-3, iterations=4)
+        choose = SamplerConfig(synthetic=0.5)
+        model = VaultModel()
+        return RLRun(
+            tmp_path / "sft", config, tasks, adapter, tmp_path / name, model, None, RealSteps(), choose=choose, generator=generator
+        )
+
+    def told(run: RLRun, most: int = 9) -> list[dict[str, float]]:
+        metrics: list[dict[str, float]] = []
+
+        def report(m: dict[str, float]) -> None:
+            metrics.append({k: v for k, v in m.items() if not k.endswith("_s")})
+            if len(metrics) == most:
+                raise KeyboardInterrupt
+
+        with suppress(KeyboardInterrupt):
+            run.run(report)
+        return metrics
+
+    whole = a_run("whole")
+    metrics = told(whole)
+    assert sum(m["tasks_written"] for m in metrics) >= 3
+    played = [json.loads(line)["task"] for line in (tmp_path / "whole" / "episodes.jsonl").read_text().splitlines()]
+    children = {t["id"]: t["lineage"] for t in played if t.get("lineage")}
+    assert children, "written tasks are played"
+    assert all(lineage[0] in tasks for lineage in children.values())
+    first = told(a_run("halves"), most=2)
+    assert first + told(a_run("halves")) == metrics
+    assert a_run("halves").sampler.state_dict() == a_run("whole").sampler.state_dict()
+    files = [(tmp_path / name / "tasks.jsonl").read_text() for name in ("whole", "halves")]
+    assert files[0] == files[1]
+    drafts = [json.loads(line) for line in files[0].splitlines()]
+    assert {"parent", "seeds", "instruction", "verdict", "parent_value", "iteration", "task"} <= set(drafts[0])
