@@ -120,12 +120,15 @@ def test_a_child_begins_with_its_parents_value_and_goes_where_nobody_can_play_it
     values = sampler.values()
     assert values["t1~0"]["value"] == values["t1"]["value"] == 0.0
     assert values["nobody~2"]["value"] == 0.25
+    sampler.observe("t1~0", [0.0, None])
     sampler.observe("t1~0", [None, None])
     sampler.observe("t1~1", [None, 0.0])
-    assert sampler.only_invalid() == ["t1~0"]
+    assert sampler.unplayable() == ["t1~0"]
+    sampler.observe("t2", [None, None])
+    assert sampler.unplayable() == ["t1~0"], "a logged task stays"
     assert sampler.metrics()["tasks_all_invalid"] == 1
-    assert sampler.metrics()["tasks_all_failed"] == 2, "all failed and all invalid are two things"
-    sampler.drop(sampler.only_invalid())
+    assert sampler.metrics()["tasks_all_failed"] == 3, "all failed and all invalid are two things"
+    sampler.drop(sampler.unplayable())
     assert "t1~0" not in sampler.values()
     twin = ValueSampler(TASKS, 0, SamplerConfig(synthetic=0.5))
     twin.load_state_dict(sampler.state_dict())
@@ -142,3 +145,29 @@ def test_a_cluster_is_one_group():
     assert sampler.values()["b"]["value"] == 0.25, "the other's success stands beside"
     sampler.observe("c", [0.0, 0.0])
     assert sampler.values()["c"]["value"] == 0.0
+
+
+def test_what_the_configuration_says_reaches_the_run(tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason="needs the extra [train]")
+    import dreamgym.pipeline.reinforce as module
+    from dreamgym.core.errors import ConfigError
+    from dreamgym.pipeline.config import load_config
+    from dreamgym.pipeline.run import Run
+    from dreamgym.pipeline.stages import STAGES
+
+    class ReachedError(Exception):
+        pass
+
+    def reached(*words, **keys):
+        raise ReachedError(*words)
+
+    monkeypatch.setattr(module, "RLRun", reached)
+    keys = ["env=examples.own_environment:adapter", "logs=collect", "collect_tasks=8", "rl.environment=real", "base=tiny"]
+    run = Run(tmp_path / "run", load_config(None, [*keys, "curriculum.turns=valid", "curriculum.value=balance"]))
+    run.stage("collect", lambda: STAGES["collect"](run))
+    with pytest.raises(ReachedError) as caught:
+        module.train_policy(run)
+    choose, generator, achieved = caught.value.args[-3:]
+    assert (choose.turns, choose.value, choose.synthetic, generator, achieved) == ("valid", "balance", 0.0, None, None)
+    with pytest.raises(ConfigError, match="give synthetic"):
+        load_config(None, ["curriculum.hindsight=true"])

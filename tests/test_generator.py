@@ -58,19 +58,38 @@ def vary(writer: Drafts, **config: float) -> list[Draft]:
 
 def test_every_draft_that_is_not_kept_has_its_reason():
     # t/0 and t/7 are the parents: a carrot on the counter and a lime in the fridge, an egg and a leek
-    found = vary(Drafts("cook lime boiled", None, "cook egg fried", "cook lime fried roasted", "cook carrot fried", "fry lime"))
+    drafts = ("cook lime boiled", None, "cook egg fried", "cook lime fried roasted", "cook carrot fried", "cook fridge fried")
+    found = vary(Drafts(*drafts, "Cook lime fried", "cook lime lime"))
     assert [(d.instruction, d.verdict) for d in found if d.parent == "t/0"] == [
         ("cook lime boiled", "kept"),
         (None, "unreadable"),
         ("cook egg fried", "names what is not in its world: egg"),
         ("cook lime fried roasted", "malformed"),
         ("cook carrot fried", "like another task of its world"),
-        ("fry lime", "malformed"),
+        ("cook fridge fried", "malformed"),
+        ("Cook lime fried", "malformed"),
+        ("cook lime lime", "names a thing twice: lime"),
     ]
     kept = [d.task for d in found if d.task and d.parent == "t/0"]
     assert len(kept) == 1
     assert (kept[0].lineage, world_of(kept[0])) == (("t/0",), "t/0")
     assert (kept[0].first_state, kept[0].sheet) == (TASKS["t/0"].first_state, TASKS["t/0"].sheet), "one world for all of its tasks"
+
+
+def test_where_nobody_picks_none_is_kept():
+    class Undecided(Drafts):
+        def choose(self, choices: Sequence[Choice]) -> list[int | None]:
+            return [None for _ in choices]
+
+    assert {d.verdict for d in vary(Undecided("cook lime boiled"))} == {"none was chosen", "names what is not in its world: lime"}
+
+
+def test_texts_without_lines_of_things_are_worded_as_logged_or_refused():
+    plain = [Task(id=f"p/{c}", instruction=f"open the {c} box", first_state=(f"You see the {c} box.",)) for c in ("red", "blue")]
+    phrases = Phrases(plain)
+    assert phrases.missing("open the blue box", plain[1].first_state) == []
+    assert phrases.follows("open the blue box")
+    assert not phrases.follows("box the red open")
 
 
 def test_of_sound_drafts_the_newest_is_kept():
@@ -184,10 +203,15 @@ def test_what_failed_episodes_did_achieve_becomes_a_task():
     generator = TaskGenerator(Drafts(), LOGGED, GeneratorConfig(parents=5), 0)
     found = generator.hindsight(episodes, lambda task, e: told[e.id], TASKS, 4)
     verdicts = {d.seeds[0]: d.verdict for d in found}
-    assert verdicts == {"a": "kept", "b": "kept", "d": "malformed", "e": "like another task of its world"}
-    assert {d.task.instruction: d.task.lineage for d in found if d.task} == {"cook lime roasted": ("t/0",), "cook lime fried": ("t/0",)}
-    assert len([d for d in generator.hindsight(episodes, lambda task, e: told[e.id], TASKS, 4) if d.task]) == 2
-    only = TaskGenerator(Drafts(), LOGGED, GeneratorConfig(parents=1), 0).hindsight(episodes, lambda t, e: told[e.id], TASKS, 4)
+    assert {"a", "b"} & set(verdicts), "of one world one is kept"
+    assert list(verdicts.values()).count("kept") == 1
+    assert verdicts.get("d", "malformed") == "malformed"
+    assert verdicts.get("e", "like another task of its world") == "like another task of its world"
+    assert [d.task.lineage for d in found if d.task] == [("t/0",)]
+    elsewhere = [*episodes, failed("f", TASKS["t/7"])]
+    told["f"] = "cook egg fried"
+    assert len([d for d in generator.hindsight(elsewhere, lambda task, e: told[e.id], TASKS, 4) if d.task]) == 2
+    only = TaskGenerator(Drafts(), LOGGED, GeneratorConfig(parents=1), 0).hindsight(elsewhere, lambda t, e: told[e.id], TASKS, 4)
     assert len([d for d in only if d.task]) == 1
 
 
@@ -225,26 +249,31 @@ def test_a_run_that_writes_tasks_resumes_exactly(tmp_path):
             tmp_path / "sft", config, tasks, adapter, tmp_path / name, model, None, RealSteps(), choose=choose, generator=generator
         )
 
-    def told(run: RLRun, most: int = 9) -> list[dict[str, float]]:
+    def told(run: RLRun) -> list[dict[str, float]]:
         metrics: list[dict[str, float]] = []
-
-        def report(m: dict[str, float]) -> None:
-            metrics.append({k: v for k, v in m.items() if not k.endswith("_s")})
-            if len(metrics) == most:
-                raise KeyboardInterrupt
-
         with suppress(KeyboardInterrupt):
-            run.run(report)
+            run.run(lambda m: metrics.append({k: v for k, v in m.items() if not k.endswith("_s")}))
         return metrics
 
     whole = a_run("whole")
     metrics = told(whole)
-    assert sum(m["tasks_written"] for m in metrics) >= 3
+    assert sum(m.get("tasks_written", 0) for m in metrics) >= 3
     played = [json.loads(line)["task"] for line in (tmp_path / "whole" / "episodes.jsonl").read_text().splitlines()]
     children = {t["id"]: t["lineage"] for t in played if t.get("lineage")}
     assert children, "written tasks are played"
     assert all(lineage[0] in tasks for lineage in children.values())
-    first = told(a_run("halves"), most=2)
+    killed = a_run("halves")
+    dump, done = killed._dump, list[int]()
+
+    def torn(episodes: Sequence[Episode]) -> None:
+        done.append(1)
+        if len(done) == 3:
+            raise KeyboardInterrupt  # its drafts are written down, its checkpoint is not
+        dump(episodes)
+
+    killed._dump = torn  # type: ignore[method-assign]
+    first = told(killed)
+    assert len(first) == 2
     assert first + told(a_run("halves")) == metrics
     assert a_run("halves").sampler.state_dict() == a_run("whole").sampler.state_dict()
     files = [(tmp_path / name / "tasks.jsonl").read_text() for name in ("whole", "halves")]

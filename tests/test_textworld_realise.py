@@ -12,6 +12,7 @@ from dreamgym.envs.textworld.adapter import TextWorldAdapter
 from dreamgym.envs.textworld.behaviours import orderly
 from dreamgym.envs.textworld.collect import Recorder
 from dreamgym.envs.textworld.env import TextWorldEnv, look_at
+from dreamgym.envs.textworld.panels import panels, reserved
 from dreamgym.envs.textworld.realise import Unbuildable, realise, solved
 from dreamgym.pipeline.logs import tasks_of
 from dreamgym.pipeline.stages import shipped, shipped_logs
@@ -62,6 +63,9 @@ def test_a_logged_task_can_be_won_and_one_whose_food_is_nowhere_cannot(logged) -
     ({"first_state": ("[counter] carrot: raw uncut",), "sheet": ()}, "no room"),
     ({"first_state": ("[kitchen] room: moon",), "sheet": ()}, "no furniture 'moon'"),
     ({"first_state": ("[kitchen] room: counter", "[counter] carrot: fried uncut"), "sheet": ()}, "before anything was done"),
+    ({"first_state": ("[kitchen] room: counter", "[moon] carrot: raw uncut"), "sheet": ()}, "which its world does not have"),
+    ({"sheet": ("[held] carrot: raw uncut",)}, "into the hand"),
+    ({"first_state": ("[kitchen] you: here", "[kitchen] kitchen_north_to: pantry", "[hall] hall_south_to: kitchen")}, "its map"),
     ({"first_state": ("[kitchen] room: counter", "[counter] unicorn: fresh uncut"), "sheet": ()}, "no thing 'unicorn'"),
 ])
 def test_what_is_no_game_is_not_built(change: dict[str, object], reason: str) -> None:
@@ -84,3 +88,23 @@ def test_a_game_of_several_rooms_is_realised_with_its_map() -> None:
         assert set(state_of_text(observation)) <= set(t.state)
         assert all(s.endswith(": way") for s in missing), "behind an exit that nobody took nothing is built"
         observation = env.step_sync(t.action).observation
+
+
+def test_a_recipe_in_another_order_is_the_same_and_one_that_takes_too_long_is_not_solvable(logged) -> None:
+    task = next(t for t in logged[0].values() if " and " in t.instruction)
+    first, second = task.instruction.removeprefix("cook ").split(" and ")
+    turned = task.model_copy(update={"instruction": f"cook {second} and {first}"})
+    assert solved(turned, RealSteps()).solvable
+    assert solved(turned.model_copy(update={"difficulty": "standard"}), RealSteps()).solvable
+
+
+def test_what_is_kept_for_the_panel_unseen_is_not_trained_on() -> None:
+    adapter = TextWorldAdapter("standard")
+    kept = {pair for game in panels("standard", "unseen") for pair in game.recipe if reserved(pair)}
+    for food, cooked, cut in kept:
+        assert not adapter.allowed(f"cook {food.replace(' ', '_')} {cooked} {cut}")
+    assert all(adapter.allowed(instruction_of_recipe(game.recipe)) for game in panels("standard", "train"))
+
+
+def instruction_of_recipe(recipe: tuple[tuple[str, str, str], ...]) -> str:
+    return "cook " + " and ".join(f"{food.replace(' ', '_')} {cooked} {cut}" for food, cooked, cut in recipe)

@@ -27,7 +27,7 @@ class GeneratorConfig(BaseModel):
     """Tasks varied per round, the most valuable first."""
     drafts: int = Field(4, ge=1)
     """Drafts per parent; at most one is kept."""
-    rollouts: int = Field(2, ge=1)
+    rollouts: int = Field(2, ge=2)
     """Episodes of the current policy on each new task before it is taken in; a task that nobody can play is dropped."""
     alike: float = Field(0.97, gt=0, le=1)
     """Cosine of two instructions in one world from which on they count as the same task."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dreamgym.core.seeding import keyed_rng
-from dreamgym.core.state import ADMISSIBLE, State
+from dreamgym.core.state import LINE, State
 from dreamgym.core.types import Episode, StopReason, Task
 from dreamgym.curriculum.config import GeneratorConfig
 from dreamgym.curriculum.writing import SEEDS, Asked, Choice, Writer
@@ -70,7 +70,8 @@ class TaskGenerator:
         found = []
         for i, (text, ask, (verdict, _)) in enumerate(zip(written, asked, checked, strict=True)):
             task = self._new(ask.world, text, worlds, iteration) if text is not None and i in picked else None
-            passed = "kept" if task else "like another task of its world" if i in picked else "another draft was chosen"
+            others = "another draft was chosen" if picked & set(rows[i // self.config.drafts]) else "none was chosen"
+            passed = "kept" if task else "like another task of its world" if i in picked else others
             found.append(Draft(ask.world.id, ask.seeds, text, verdict or passed, task))
         return found
 
@@ -81,15 +82,16 @@ class TaskGenerator:
         """
         failed = [e for e in episodes if e.valid and e.stop is not StopReason.WON and e.task.id in tasks]
         order = keyed_rng(self.seed, "hindsight", iteration).permutation(len(failed))
-        worlds, found, kept = _worlds(tasks.values()), list[Draft](), 0
+        worlds, found, done = _worlds(tasks.values()), list[Draft](), set[str]()
         for episode in (failed[int(i)] for i in order):
             task = tasks[episode.task.id]
-            text = tell(task, episode)
-            if text is None or kept == self.config.parents:
+            text = tell(task, episode) if world_of(task) not in done and len(done) < self.config.parents else None
+            if text is None:
                 continue
             verdict, _ = self._check(text, task, worlds.get(world_of(task), []))
             new = None if verdict else self._new(task, text, worlds, iteration)
-            kept += new is not None
+            if new is not None:
+                done.add(world_of(task))
             found.append(Draft(task.id, (episode.id,), text, verdict or "kept", new))
         return found
 
@@ -115,6 +117,8 @@ class TaskGenerator:
         world = (*parent.first_state, *parent.sheet)
         if missing := self._known.missing(text, world):
             return f"names what is not in its world: {missing[0]}", 1.0
+        if twice := self._known.twice(text):
+            return f"names a thing twice: {twice[0]}", 1.0
         if not self._known.follows(text):
             return "malformed", 1.0
         vectors = self._encoder.encode([((), t) for t in (text, *here)])
@@ -123,10 +127,14 @@ class TaskGenerator:
 
 
 class Phrases:
-    """How logged instructions are worded: which three words follow each other, things of the world counting as one word."""
+    """How logged instructions are worded: which three words follow each other, things that they name counting as one word.
+
+    Things are what some world's lines ``[place] thing: description`` are about; where states have no such lines nothing is one.
+    """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
-        self._things = {w for t in tasks for w in named_in((*t.first_state, *t.sheet))}
+        worded = {w for t in tasks for w in _words(t.instruction)}
+        self._things = worded & {w for t in tasks for w in named_in((*t.first_state, *t.sheet))}
         self._threes: set[tuple[str, ...]] = set()
         for t in tasks:
             words = self._shape(t.instruction)
@@ -136,6 +144,11 @@ class Phrases:
         """Things of other worlds that ``instruction`` names and ``world`` has not."""
         named = named_in(world)
         return [w for w in _words(instruction) if w in self._things and w not in named]
+
+    def twice(self, instruction: str) -> list[str]:
+        """Things that ``instruction`` names more than once."""
+        words = _words(instruction)
+        return [w for w in dict.fromkeys(words) if w in self._things and words.count(w) > 1]
 
     def follows(self, instruction: str) -> bool:
         """Whether every three words follow each other as in some logged instruction."""
@@ -148,12 +161,11 @@ class Phrases:
 
 def named_in(world: State) -> set[str]:
     """The words that a world's lines are about: their things and places, not what is said of them."""
-    heads = (line.partition(":")[0] for line in world if not line.startswith(ADMISSIBLE))
-    return {w for head in heads for w in _words(head) if w not in "[]"}
+    return {w for m in map(LINE.fullmatch, world) if m for w in _words(f"{m['place']} {m['kind']}")}
 
 
 def _words(text: str) -> list[str]:
-    return [w.lower() for w in _WORD.findall(text)]
+    return _WORD.findall(text)
 
 
 def world_of(task: Task) -> str:

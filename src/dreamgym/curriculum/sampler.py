@@ -51,6 +51,7 @@ class ValueSampler:
         self._turns: dict[str, int] = dict.fromkeys(tasks, 0)
         self._ended: dict[str, list[int]] = {t: [0, 0, 0] for t in tasks}
         self._parent: dict[str, str] = {}
+        self._invalid: set[str] = set()
         self._clusters = dict(clusters or {})
         self._last: dict[str, tuple[list[float | None], list[float | None]]] = {}
 
@@ -67,6 +68,7 @@ class ValueSampler:
         """Forget generated tasks."""
         for task in tasks:
             del self._parent[task]
+            self._invalid.discard(task)
             for known in (self._value, self._visits, self._turns, self._ended):
                 known.pop(task)
 
@@ -93,6 +95,7 @@ class ValueSampler:
         for t in self._value:
             if self._visits[t]:
                 self._value[t] = NEUTRAL + FADE ** (1 / len(self._value)) * (self._value[t] - NEUTRAL)
+        (self._invalid.discard if any(r is not None for r in rewards) else self._invalid.add)(task)
         for r in rewards:
             self._ended[task][2 if r is None else 0 if r > 0 else 1] += 1
         together, known = self._group(task, rewards, progress)
@@ -111,9 +114,9 @@ class ValueSampler:
         members = [self._last[t] for t in self._last if self._clusters.get(t) == self._clusters[task]]
         return [r for rs, _ in members for r in rs], [p for _, ps in members for p in ps]
 
-    def only_invalid(self) -> list[str]:
-        """Generated tasks that were played and never gave a valid episode."""
-        return [t for t in self._parent if self._ended[t][2] and not sum(self._ended[t][:2])]
+    def unplayable(self) -> list[str]:
+        """Generated tasks whose last group had no valid member."""
+        return [t for t in self._parent if t in self._invalid]
 
     def values(self) -> dict[str, dict[str, float]]:
         """Of every task: value, visits, and how many of its rollouts were won, failed and invalid; for the report."""
@@ -130,6 +133,7 @@ class ValueSampler:
             "turns": self._turns,
             "ended": self._ended,
             "parent": self._parent,
+            "invalid": sorted(self._invalid),
             "last": self._last,
         }
 
@@ -144,6 +148,9 @@ class ValueSampler:
         self._draws, self._value, self._visits, self._parent = draws, dict(value), dict(visits), dict(parent)
         turns, ended, last = state.get("turns"), state.get("ended"), state.get("last", {})
         assert isinstance(last, dict)
+        invalid = state.get("invalid", [])
+        assert isinstance(invalid, list)
+        self._invalid = set(invalid)
         self._turns = dict(turns if isinstance(turns, dict) else visits)
         self._ended = {t: list(n) for t, n in ended.items()} if isinstance(ended, dict) else {t: [0, 0, 0] for t in self._value}
         self._last = {t: (list(r), list(p)) for t, (r, p) in last.items()}

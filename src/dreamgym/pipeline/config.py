@@ -251,6 +251,12 @@ class Curriculum(SamplerConfig):
     writing: int = Field(8, ge=1)
     """How often the local experience model sees each logged task as an example of writing, where tasks are written."""
 
+    @model_validator(mode="after")
+    def _hindsight_writes(self) -> "Curriculum":
+        if self.hindsight and not self.synthetic:
+            raise ValueError("hindsight writes tasks: give synthetic, the largest share of them, too")
+        return self
+
 
 class Evaluation(Section):
     panel: Literal["probe", "test", "unseen"] = "test"

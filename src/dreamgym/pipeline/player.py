@@ -5,11 +5,12 @@
 A local model trained here, a pretrained chat LLM fine-tuned here, or a server; optional extras are imported where they are needed.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from dreamgym.core.errors import ConfigError
 from dreamgym.curriculum.asking import ChatWriter
-from dreamgym.curriculum.writing import LocalWriter, Writer
+from dreamgym.curriculum.writing import Asked, Choice, LocalWriter, Writer
 from dreamgym.endpoint.config import Chat, EndpointConfig
 from dreamgym.envs.adapter import load_object
 from dreamgym.experience.cautious import Cautious
@@ -33,12 +34,24 @@ def prompt_config(config: RunConfig) -> ExperienceConfig:
 
 def task_writer(model: ExperienceModel) -> Writer:
     """Who writes tasks: the weights of the experience model (Eq. 6), whatever it is wrapped in."""
-    while isinstance(model, SecondOpinion | Cautious):
-        model = model.model
-    if isinstance(model, EndpointExperienceModel):
-        return ChatWriter(model.endpoint)
-    assert isinstance(model, LocalExperienceModel)
-    return LocalWriter(model.lm)
+    player = _inner(model)
+    if isinstance(player, EndpointExperienceModel):
+        return ChatWriter(player.endpoint)
+    assert isinstance(player, LocalExperienceModel)
+    return LocalWriter(player.lm)
+
+
+class Allowed:
+    """A writer whose drafts are unreadable where the environment keeps their like for evaluation (``Adapter.allowed(instruction)``)."""
+
+    def __init__(self, writer: Writer, allowed: Callable[[str], bool]) -> None:
+        self.writer, self.allowed = writer, allowed
+
+    def write(self, asked: Sequence[Asked]) -> list[str | None]:
+        return [text if text is not None and self.allowed(text) else None for text in self.writer.write(asked)]
+
+    def choose(self, choices: Sequence[Choice]) -> list[int | None]:
+        return self.writer.choose(choices)
 
 
 def server(config: EndpointConfig) -> Chat:

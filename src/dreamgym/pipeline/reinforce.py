@@ -1,21 +1,23 @@
 """The stages of policy learning: in the dream, in the real environment as the control, and in the real one after the dream (S2R)."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import ConfigError
 from dreamgym.core.files import read_json
+from dreamgym.core.types import Episode, Task
 from dreamgym.curriculum.config import SamplerConfig
-from dreamgym.curriculum.generator import TaskGenerator
-from dreamgym.envs.adapter import load_adapter
+from dreamgym.curriculum.generator import Achieved, TaskGenerator
+from dreamgym.envs.adapter import Adapter, load_adapter
 from dreamgym.experience.model import ExperienceModel
 from dreamgym.pipeline.acting import context_of
 from dreamgym.pipeline.config import Reinforcement
 from dreamgym.pipeline.grounding import Followed, following, growing, logged, run_buffer
 from dreamgym.pipeline.logs import load_logs, tasks_of
 from dreamgym.pipeline.play import panel_tasks
-from dreamgym.pipeline.player import experience_model, remote_costs, task_writer
+from dreamgym.pipeline.player import Allowed, experience_model, remote_costs, task_writer
 from dreamgym.pipeline.rl_run import RLRun
 from dreamgym.pipeline.run import LOGS, Run, bar, console
 from dreamgym.pipeline.trackers import tracked
@@ -50,6 +52,19 @@ def sim_to_real(run: Run) -> dict[str, object]:
     return _reinforce(run, run.config.s2r, ("policy", "s2r_run", "s2r"), None, None)
 
 
+def _told(adapter: Adapter, allowed: Callable[[str], bool]) -> Achieved:
+    """What failed episodes did achieve, as far as it is not kept for evaluation."""
+    tell = getattr(adapter, "achieved", None)
+    if tell is None:
+        raise ConfigError(f"curriculum.hindsight: the adapter {adapter.name} has no achieved(task, episode); set it to false")
+
+    def told(task: Task, episode: Episode) -> str | None:
+        text = tell(task, episode)
+        return text if text is not None and allowed(text) else None
+
+    return told
+
+
 STALE = {"train": ("eval-policy", "audit", "long-audit", "sim-to-real", "eval-s2r"), "sim-to-real": ("eval-s2r",)}
 """What was made of the policy that a stage leaves, by that stage."""
 
@@ -81,12 +96,15 @@ def _reinforce(
     counter = RealSteps(budget=how.real_budget)
     tasks = tasks_of(load_logs([run.path(LOGS)]))
     seed, wanted = config.seed, config.curriculum
-    choose = SamplerConfig(value=wanted.value, synthetic=wanted.synthetic if model is not None else 0.0)
-    writes = choose.synthetic > 0 and model is not None
-    generator = TaskGenerator(task_writer(model), list(tasks.values()), wanted.generator, seed) if model is not None and writes else None
-    achieved = getattr(adapter, "achieved", None) if wanted.hindsight else None
-    if wanted.hindsight and achieved is None:
-        raise ConfigError(f"curriculum.hindsight: the adapter of {config.env} has no achieved(task, episode); set it to false")
+    choose = SamplerConfig(value=wanted.value, turns=wanted.turns, synthetic=wanted.synthetic if model is not None else 0.0)
+    generator, achieved = None, None
+    if model is not None and choose.synthetic:
+        if not int(choose.synthetic * how.tasks):
+            share = f"{choose.synthetic:g} of rl.tasks: {how.tasks}"
+            raise ConfigError(f"curriculum.synthetic: {share} is no whole task; raise one of them, or set it to 0")
+        allowed = getattr(adapter, "allowed", lambda instruction: True)
+        generator = TaskGenerator(Allowed(task_writer(model), allowed), list(tasks.values()), wanted.generator, seed)
+        achieved = _told(adapter, allowed) if wanted.hindsight else None
     acts = (context_of(config), config.policy.tokens)
     rl = RLRun(start, how, tasks, adapter, work, model, replay, counter, seed, *acts, ranks, choose, generator, achieved)
     name = ALGORITHMS[how.advantage]

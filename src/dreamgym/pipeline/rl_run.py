@@ -156,8 +156,6 @@ class RLRun:
             if self.ranks.first:
                 write_atomic(failed, "".join(episode_line(r.episode) + "\n" for r in self.trainer.played))
             raise TrainingError(f"{e} ({failed})") from e
-        spent = {name: float(n - before[name]) for name, n in self._spent().items()}
-        metrics |= dict(zip(spent, self.ranks.total(list(spent.values())), strict=True))
         episodes = [r.episode for r in played]
         for name, rewards in groups.items():
             self.sampler.observe(name, rewards, [progress_of(e) for e in episodes if e.task.id == name])
@@ -166,8 +164,10 @@ class RLRun:
             if self.replay is not None:
                 self.replay.add(episodes, self.iteration)
                 self.ranks.wait()
-        if self.generator is not None and self.iteration % self.generator.config.every == 0:
+        if self.generator is not None and self.iteration % self.generator.config.every == 0 and self.iteration < self.config.iterations:
             metrics |= self._write_tasks(self.generator, episodes, self.iteration - 1)
+        spent = {name: float(n - before[name]) for name, n in self._spent().items()}
+        metrics |= dict(zip(spent, self.ranks.total(list(spent.values())), strict=True))
         metrics |= (
             self.sampler.metrics()
             | (self.replay.metrics() if self.replay is not None else {})
@@ -194,7 +194,7 @@ class RLRun:
 
         Every draft is written down with its seeds and what came of it.
         """
-        gone = self.sampler.only_invalid()
+        gone = self.sampler.unplayable()
         self.sampler.drop(gone)
         for name in gone:
             del self.sheets.tasks[name]
@@ -207,7 +207,7 @@ class RLRun:
         drafts = self.ranks.said(drafts)
         new = {d.task.id: d.task for d in drafts if d.task is not None}
         seats = [Seat(t, m, self.seed, iteration) for t in new.values() for m in range(generator.config.rollouts)]
-        played = self._play(seats) if seats else []
+        played = self._rollouts(seats) if seats else []
         feasible = {r.episode.task.id for r in played if r.episode.valid}
         self.sheets.tasks |= {name: t for name, t in new.items() if name in feasible}
         self.sampler.add([t for name, t in new.items() if name in feasible])
@@ -216,7 +216,7 @@ class RLRun:
             self.sampler.observe(name, [episode_return(r) for r in own], [progress_of(r.episode) for r in own])
         if self.ranks.first:
             lines = [_written(d, feasible, values) | {"iteration": iteration} for d in drafts]
-            lines += [{"iteration": iteration, "task": name, "verdict": "dropped: only invalid rollouts"} for name in gone]
+            lines += [{"iteration": iteration, "task": name, "verdict": "dropped: its last group had no valid rollout"} for name in gone]
             with open(self.folder / "tasks.jsonl", "a", encoding="utf-8") as f:
                 f.write("".join(json.dumps(x) + "\n" for x in lines))
         return {
@@ -246,6 +246,13 @@ class RLRun:
         return len(rates) - 1 - rates.index(max(rates)) if rates else 0
 
     def _play(self, seats: Sequence[Seat]) -> list[Rollout]:
+        """Rollouts of an iteration; those of the dream are on their way into the buffer."""
+        played = self._rollouts(seats)
+        if self.model is not None and self.replay is not None:
+            self.replay.prepare([r.episode for r in played])
+        return played
+
+    def _rollouts(self, seats: Sequence[Seat]) -> list[Rollout]:
         actor = Policy(self.lm, self.config.temperature, self.action_tokens, self.context)
         longest = self.config.longest(self.iteration, self.adapter.cap)
         if self.model is not None:
@@ -253,8 +260,6 @@ class RLRun:
             if self.ranks.size > 1:
                 place = {(s.task.id, s.member): i for i, s in enumerate(seats)}
                 played.sort(key=lambda r: place[r.episode.task.id, r.episode.member])
-            if self.replay is not None:
-                self.replay.prepare([r.episode for r in played])
             return played
         try:
             found = play_real(actor, self.adapter, seats, self.counter, "rl", "policy", longest) if self.ranks.first else []

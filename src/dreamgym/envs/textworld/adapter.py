@@ -9,13 +9,13 @@ from dreamgym.core.errors import ConfigError
 from dreamgym.core.state import State
 from dreamgym.core.types import Episode, Panel, Task
 from dreamgym.envs.adapter import Explorer
-from dreamgym.envs.textworld.behaviours import Scene, anything, expert, near_miss, read_scene
+from dreamgym.envs.textworld.behaviours import Scene, anything, expert, goal_of, near_miss, read_scene
 from dreamgym.envs.textworld.collect import DEMONSTRATIONS, Recorder
 from dreamgym.envs.textworld.env import ENV, TextWorldEnv, look_at
 from dreamgym.envs.textworld.games import CAPS, LEVELS, make_games, parse_task_id
 from dreamgym.envs.textworld.hindsight import achieved
-from dreamgym.envs.textworld.mapper import View
-from dreamgym.envs.textworld.panels import check_game, panels
+from dreamgym.envs.textworld.mapper import View, spaced
+from dreamgym.envs.textworld.panels import check_game, panels, reserved
 from dreamgym.envs.textworld.teacher import CookingTeacher
 from dreamgym.envs.textworld.view import projected
 
@@ -53,6 +53,13 @@ class TextWorldAdapter:
             task = look_at(level, number, "train", counter)
             recorded = Recorder(counter, seed, demonstrator).game(task, demonstrate=i < demonstrations)
             yield from recorded if self.view == "carried" else map(projected, recorded)
+
+    def allowed(self, instruction: str) -> bool:
+        """Whether a written task may be trained on: none of its food and preparation pairs is kept for the panel ``unseen``."""
+        try:
+            return not any(reserved((spaced(food), *how)) for food, how in goal_of(instruction).items())
+        except (IndexError, ValueError):
+            return True  # no recipe: the other checks refuse it
 
     def achieved(self, task: Task, episode: Episode) -> str | None:
         """The recipe that a failed episode fulfilled, for hindsight tasks."""

@@ -8,6 +8,7 @@ recipe with a food that is nowhere, or a world without a knife, becomes a game t
 potato has to be cooked before it is eaten) is TextWorld's, not the task's.
 """
 
+import asyncio
 import os
 import re
 from collections.abc import Mapping
@@ -25,10 +26,10 @@ from dreamgym.core.state import LINE, state_of_text
 from dreamgym.core.types import StopReason, Task
 from dreamgym.envs.textworld.behaviours import CUT, HEAT, goal_of, orderly, read_scene
 from dreamgym.envs.textworld.env import TextWorldEnv
-from dreamgym.envs.textworld.games import REALISED, cache_folder, knowledge, task_id
-from dreamgym.envs.textworld.mapper import HELD, ROOM, spaced
+from dreamgym.envs.textworld.games import CAPS, REALISED, cache_folder, knowledge, task_id
+from dreamgym.envs.textworld.mapper import FLOOR, HELD, ROOM, spaced
 from dreamgym.envs.textworld.navigation import read_rooms
-from dreamgym.envs.textworld.rooms import OPPOSITE, WAY, YOU
+from dreamgym.envs.textworld.rooms import OPPOSITE, WAY
 
 _RUINS = {"chopped", "sliced", "diced", "fried", "roasted", "grilled"}
 
@@ -67,6 +68,8 @@ class _World:
 def read_world(task: Task) -> _World:
     """The world of first state and sheet. Raises ``Unbuildable`` where no room is in it."""
     lines = [m for m in map(LINE.fullmatch, (*task.first_state, *task.sheet)) if m]
+    if held := [s for s in task.sheet if s.startswith(f"[{HELD}] ")]:
+        raise Unbuildable(f"its sheet puts a thing into the hand: {held[0]!r}")
     rooms = read_rooms((*task.first_state, *task.sheet))
     if rooms is None:
         return _one_room(lines)
@@ -95,7 +98,7 @@ def _one_room(lines: list[re.Match[str]]) -> _World:
 def realise(task: Task) -> str:
     """The id of the real game of ``task``, built unless the cache has it. Raises ``Unbuildable``."""
     world, goal = read_world(task), _goal(task)
-    name = task_id(REALISED, key_of("realised", task.instruction, *task.first_state, *task.sheet))
+    name = task_id(REALISED, key_of("realised 1", task.instruction, *task.first_state, *task.sheet))
     path = cache_folder() / f"{REALISED}-{name.rpartition('/')[2]}.z8"
     if path.exists():
         return name
@@ -151,7 +154,10 @@ def _built(world: _World, goal: Mapping[str, tuple[str, str]], options: "textwor
         rooms[room].add(thing)
         placed[name] = thing
     for name, (place, text) in world.things.items():
-        holder = maker.inventory if place == HELD else rooms.get(place.removesuffix("_floor")) or placed.get(place) or rooms[world.here]
+        around = rooms.get(world.here if place == FLOOR else place.removesuffix("_floor"))
+        holder = maker.inventory if place == HELD else around or placed.get(place)
+        if holder is None:
+            raise Unbuildable(f"{name} is in {place!r}, which its world does not have")
         holder.add(_thing(maker, name, text))
     maker.set_player(rooms[world.here])
     foods = {}
@@ -172,12 +178,17 @@ def _built(world: _World, goal: Mapping[str, tuple[str, str]], options: "textwor
 
 def _connect(maker: GameMaker, world: _World, rooms: Mapping[str, WorldRoom]) -> None:
     done: set[frozenset[str]] = set()
+    used: set[tuple[str, str]] = set()
     for (room, direction), (beyond, door) in world.ways.items():
         if direction not in OPPOSITE:
             raise Unbuildable(f"there is no direction {direction!r}")
         if frozenset((room, beyond)) in done:
             continue
         done.add(frozenset((room, beyond)))
+        ends = {(room, direction), (beyond, OPPOSITE[direction])}
+        if room == beyond or ends & used:
+            raise Unbuildable(f"the way from {room} to {beyond} does not fit its map")
+        used |= ends
         path = maker.connect(getattr(rooms[room], direction), getattr(rooms[beyond], OPPOSITE[direction]))
         if door != WAY:
             maker.new_door(path, spaced(door)).add_property(world.doors.get(door, "closed"))
@@ -233,19 +244,25 @@ def solved(task: Task, counter: RealSteps, tries: int = 2) -> Proof:
     except Unbuildable as e:
         return Proof(False, str(e), None, 0)
     before, reason = counter.total, ""
-    env = TextWorldEnv(counter, "rooms" if any(YOU in s for s in task.first_state) else "carried")
-    for n in range(tries):
-        rng = np.random.default_rng(n)
-        observation, info = env.reset_sync(game)
-        if info["instruction"] != task.instruction:
-            return Proof(False, f"the game wants {info['instruction']!r}", game, counter.total - before)
-        stop: StopReason | None = None
-        while stop is None:
-            answer = env.step_sync(orderly(read_scene(task.instruction, state_of_text(observation)), rng))
-            observation = answer.observation
-            found = answer.info.get("stop")
-            stop = found if isinstance(found, StopReason) else None
-        if stop is StopReason.WON:
-            return Proof(True, "won", game, counter.total - before)
-        reason = stop.value
-    return Proof(False, reason, game, counter.total - before)
+    env = TextWorldEnv(counter, "rooms" if read_rooms(task.first_state) else "carried")
+    try:
+        for n in range(tries):
+            reason = _cooked(env, game, task, np.random.default_rng(n))
+            if reason == "won":
+                break
+    finally:
+        asyncio.run(env.close())
+    return Proof(reason == "won", reason, game, counter.total - before)
+
+
+def _cooked(env: TextWorldEnv, game: str, task: Task, rng: np.random.Generator) -> str:
+    """How a cook's game ends who has as many steps as an agent has at the task's level."""
+    observation, info = env.reset_sync(game)
+    if goal_of(str(info["instruction"])) != goal_of(task.instruction):
+        return f"the game wants {info['instruction']!r}"
+    for _ in range(CAPS.get(task.difficulty, CAPS[REALISED])):
+        answer = env.step_sync(orderly(read_scene(task.instruction, state_of_text(observation)), rng))
+        observation, stop = answer.observation, answer.info.get("stop")
+        if isinstance(stop, StopReason):
+            return stop.value
+    return StopReason.MAX_STEPS.value
