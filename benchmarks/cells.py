@@ -94,10 +94,12 @@ DECIDES = {
 
 VARIANTS = {"full": {}, "no_reasoning": {"reasoning": False}, "no_retrieval": {"k": 0}, "no_sheet": {"sheet": False}}
 """What the experience model is shown and says, by ablation."""
+LONG = {"row_length": 512, "rows": 10}
+"""Of longer prompts, as many tokens in an update."""
 EXPERIENCE_ROWS: dict[str, dict[str, Any]] = {
-    "k3": {"prompt": {"k": 3}},
-    "best_first": {"prompt": {"k": 3, "best_last": False}},
-    "history": {"view": "current", "prompt": {"history": 8}},
+    "k3": {"prompt": {"k": 3}, "fit": LONG},
+    "best_first": {"prompt": {"k": 3, "best_last": False}, "fit": LONG},
+    "history": {"view": "current", "prompt": {"history": 8}, "fit": LONG},
     "no_history": {"view": "current"},
     "generic_teacher": {"teacher": "generic"},
     "no_reasoning_cautious": {"model": "no_reasoning", "prompt": {"reasoning": False}, "cautious": {"samples": 4, "above": 0.5}},

@@ -221,7 +221,7 @@ class Cell:
             annotated = list(annotate(self.known, teacher))
             seen = ReplayBuffer()
             seen.add(annotated)
-            fit = FitConfig(**EXPERIENCE[self.level])
+            fit = FitConfig(**EXPERIENCE[self.level] | self.row.get("fit", {}))
             share = sum(len(e.steps) for e in self.known) / sum(len(e.steps) for e in self.logs)
             fit = fit.model_copy(update={"epochs": max(fit.epochs, min(fit.epochs / share, self.row.get("epochs_at_most", fit.epochs)))})
             self.timed(
