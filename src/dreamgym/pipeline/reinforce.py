@@ -8,7 +8,6 @@ from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import ConfigError
 from dreamgym.core.files import read_json
 from dreamgym.core.types import Episode, Task
-from dreamgym.curriculum.config import SamplerConfig
 from dreamgym.curriculum.generator import Achieved, TaskGenerator
 from dreamgym.envs.adapter import Adapter, load_adapter
 from dreamgym.experience.model import ExperienceModel
@@ -96,7 +95,7 @@ def _reinforce(
     counter = RealSteps(budget=how.real_budget)
     tasks = tasks_of(load_logs([run.path(LOGS)]))
     seed, wanted = config.seed, config.curriculum
-    choose = SamplerConfig(value=wanted.value, turns=wanted.turns, synthetic=wanted.synthetic if model is not None else 0.0)
+    choose = wanted if model is not None else wanted.model_copy(update={"synthetic": 0.0})  # the real environment plays logged tasks only
     generator, achieved = None, None
     if model is not None and choose.synthetic:
         if not int(choose.synthetic * how.tasks):

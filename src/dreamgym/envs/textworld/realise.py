@@ -1,6 +1,6 @@
 """From a task's text to a real game, and a proof that it can be won: the true validity of tasks that nobody logged.
 
-    number = realise(task)                       # instruction + first state + sheet become textworld/realised/<number>
+    game = realise(task)                         # instruction + first state + sheet become textworld/realised/<number>
     proof = solved(task, counter)                # a scripted cook plays it
 
 Only what the task's text says is built: rooms, furniture, doors and foods of first state and sheet, the recipe of the instruction. A
@@ -31,7 +31,7 @@ from dreamgym.envs.textworld.mapper import FLOOR, HELD, ROOM, spaced
 from dreamgym.envs.textworld.navigation import read_rooms
 from dreamgym.envs.textworld.rooms import OPPOSITE, WAY
 
-_RUINS = {"chopped", "sliced", "diced", "fried", "roasted", "grilled"}
+_DONE = {*HEAT, *CUT}
 
 
 class Unbuildable(ValueError):
@@ -198,7 +198,7 @@ def _thing(maker: GameMaker, name: str, text: str) -> WorldEntity:
     """A thing as its line describes it."""
     called = spaced(name)
     if called in cooking.FOODS:
-        if set(text.split()) & _RUINS:
+        if set(text.split()) & _DONE:
             raise Unbuildable(f"{name} is {text} before anything was done")
         food = maker.new(type=cooking.FOODS[called].get("type", "f"), name=called)
         for p in cooking.FOODS[called]["properties"]:
