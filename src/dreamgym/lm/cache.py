@@ -39,6 +39,12 @@ class RoomyLayer(DynamicLayer):
         self.larger_values[: len(value_states), :, done:now] = value_states
         return self._fill(len(key_states), now)
 
+    def hold(self, keys: torch.Tensor, values: torch.Tensor, tokens: int) -> None:
+        """Be the first ``tokens`` of ``keys`` and ``values``, the rest of which is room."""
+        self.lazy_initialization(keys, values)
+        self.larger_keys, self.larger_values = keys, values
+        self._fill(len(keys), tokens)
+
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows, in this order; only those that change their place are copied."""
         rows, tokens = len(indices), self.get_seq_length()
@@ -63,6 +69,8 @@ def join(caches: Sequence[DynamicCache], rows: torch.Tensor, dtype: torch.dtype)
     """One cache of the rows of several, equally long; ``rows``: which of all their rows, in this order, also more than once;
     ``dtype``: of what will be added."""
     first = caches[0]
+    if len(caches) == 1 and _as_they_are(first, rows, dtype):
+        return first
     for layer, *others in zip(*(c.layers for c in caches), strict=True):
         same = [layer, *others]
         if isinstance(layer, RoomyLayer):
@@ -72,6 +80,13 @@ def join(caches: Sequence[DynamicCache], rows: torch.Tensor, dtype: torch.dtype)
         else:
             layer.keys, layer.values = torch.cat([s.keys for s in same])[rows], torch.cat([s.values for s in same])[rows]
     return first
+
+
+def _as_they_are(cache: DynamicCache, rows: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether ``rows`` are all of the cache's in their order, and hold what will be added."""
+    layers = [layer for layer in cache.layers if isinstance(layer, RoomyLayer)]
+    wide = all(torch.promote_types(x.larger_keys.dtype, dtype) == x.larger_keys.dtype and len(x.larger_keys) == len(rows) for x in layers)
+    return len(layers) == len(cache.layers) and wide and torch.equal(rows, torch.arange(len(rows), device=rows.device))
 
 
 def _with_room(parts: Sequence[torch.Tensor], dtype: torch.dtype, rows: torch.Tensor, room: int = STEP) -> torch.Tensor:
@@ -116,12 +131,16 @@ class Memory:
             del self.kept[ids]
 
 
-def preload(cache: DynamicCache, rows: Sequence[Layers | None], width: int, shapes: Layers) -> None:
-    """Fill an empty ``cache`` with ``width`` tokens per row, known ones at the right end; ``shapes``: any sequence of the same model."""
-    for number, (keys, _) in enumerate(shapes):
+def preload(cache: DynamicCache, rows: Sequence[Layers | None], width: int, new: int, shapes: Layers) -> None:
+    """Fill an empty ``cache`` with ``width`` tokens per row, known ones at the right end, with room for ``new`` ones and for a reply.
+
+    ``shapes``: any sequence of the same model.
+    """
+    for layer, (number, (keys, _)) in zip(cache.layers, enumerate(shapes), strict=True):
         heads, _, size = keys.shape
-        both = keys.new_zeros((2, len(rows), heads, width, size))
+        both = keys.new_zeros((2, len(rows), heads, width + new + STEP, size))
         for i, row in enumerate(rows):
             for held, one in zip(both, row[number] if row else (), strict=False):
-                held[i, :, width - one.shape[1] :] = one
-        cache.update(both[0], both[1], number)
+                held[i, :, width - one.shape[1] : width] = one
+        assert isinstance(layer, RoomyLayer)
+        layer.hold(both[0], both[1], width)

@@ -18,6 +18,8 @@ from dreamgym.lm.lora import Lora
 
 ROWS = 16
 """Prompts read in one pass: more do not fit a core's caches. Their rows do not depend on each other."""
+SHORT = 64
+"""Where prompts go on from what is known, as many tokens as ``ROWS`` of this length are read in one pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +129,11 @@ class LocalLM:
         ids, mask = ids.to(place), mask.to(place)
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, past:]
         read, last = [], []
-        for part in torch.arange(len(unique)).tensor_split(-(-len(unique) // ROWS)):  # equal parts
+        parts = min(len(unique), -(-len(unique) * width // (ROWS * SHORT))) if shapes else -(-len(unique) // ROWS)
+        for part in torch.arange(len(unique)).tensor_split(parts):  # equal parts
             read.append(roomy_cache(self.model.config))
             if shapes:
-                preload(read[-1], [held[i] for i in part], past, shapes)
+                preload(read[-1], [held[i] for i in part], past, width, shapes)
             with torch.autocast(place.type, dtype=torch.bfloat16):
                 told = self.model(
                     input_ids=ids[part], attention_mask=mask[part], position_ids=positions[part], past_key_values=read[-1], logits_to_keep=1
