@@ -31,10 +31,9 @@ def main(level: str) -> None:
     cell = Cell(level, "grpo_dream", 0)
     buffer = ReplayBuffer()
     buffer.add(cell.logs)
-    player = cell.experience()[0]
-    assert isinstance(player, LocalExperienceModel)
-    model = LocalExperienceModel(player.lm, ExperienceConfig(), buffer.snapshot(), cell.wins)
-    alone = LocalExperienceModel(player.lm, ExperienceConfig(), buffer.snapshot())
+    lm = cell.trained()
+    model = LocalExperienceModel(lm, ExperienceConfig(), buffer.snapshot(), cell.wins)
+    alone = LocalExperienceModel(lm, ExperienceConfig(), buffer.snapshot())
     counter = RealSteps()
     expert = Scripted(cell.adapter.explorers()["expert"])
     seats = seats_for(cell.adapter.tasks("test", GAMES), 0)

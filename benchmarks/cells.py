@@ -8,12 +8,14 @@
 import ast
 import functools
 import hashlib
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from dreamgym.core.files import read_json
 from dreamgym.pipeline.config import config_hash
+from dreamgym.pipeline.stages import shipped, shipped_base
 
 HERE = Path(__file__).parent
 WORK, CELLS, SAME = HERE / "work", HERE / "results" / "cells", HERE / "results" / "same_code.json"
@@ -91,6 +93,15 @@ DECIDES = {
     "grpo_dream": (*REINFORCED, *TAUGHT, *DREAMED),
 }
 """Modules whose code decides a model or a cell, by its kind; docstrings and comments do not count."""
+SEVERAL_ROOMS = (
+    "envs/textworld/rooms.py",
+    "envs/textworld/navigation.py",
+    "envs/textworld/panels.py",
+    "envs/textworld/hindsight.py",
+    "curriculum/writing.py",
+    "pipeline/player.py",
+)
+"""And on the levels beside ``LEVELS``."""
 
 VARIANTS = {"full": {}, "no_reasoning": {"reasoning": False}, "no_retrieval": {"k": 0}, "no_sheet": {"sheet": False}}
 """What the experience model is shown and says, by ablation."""
@@ -111,16 +122,40 @@ EXPERIENCE_ROWS: dict[str, dict[str, Any]] = {
 the episode's last 8 steps in the prompt; policies are trained in the same view. ``model``: the experience model of that variant, here
 silent where its draws disagree. ``enrichment``: what of the dream comes into the buffer (else all that is valid). With fewer logged
 steps the epochs grow, so that the updates stay the same, up to ``epochs_at_most``."""
+CURRICULUM_ROWS: dict[str, dict[str, Any]] = {
+    name: {"model": "full", "curriculum": how}
+    for name, how in {
+        "uniform": {"value": "uniform"},
+        "variance": {},
+        "progress": {"value": "progress"},
+        "lambda_25": {"synthetic": 0.25},
+        "lambda_50": {"synthetic": 0.5},
+        "hindsight": {"synthetic": 0.25, "hindsight": True},
+    }.items()
+}
+"""On the mixed pool: how tasks are chosen, and how many written ones come in; keys of ``Curriculum``. All with the same experience
+model, which has also learned to write (``WRITING``)."""
+WRITING = {"mixed": 8}
+"""How often an experience model sees each logged task as an example of writing."""
 EXPERIENCE = {
     level: {"epochs": epochs, "learning_rate": 2e-3, "row_length": 320, "rows": 16} for level, epochs in (("easy", 2.5), ("standard", 2.0))
-}
-SFT = {level: {"epochs": 20.0, "rows": 4, "learning_rate": 1e-3} for level in ("easy", "standard")}
+} | {level: {"epochs": 1.5, "learning_rate": 2e-3, "row_length": 640, "rows": 8} for level in ("hard", "mixed")}
+SFT: dict[str, dict[str, Any]] = {level: {"epochs": 20.0, "rows": 4, "learning_rate": 1e-3} for level in ("easy", "standard")}
 """Epochs chosen on probe (100 games, one seed; docs/results.md)."""
-GRPO = {"easy": {"iterations": 30}, "standard": {"iterations": 40}}
+SFT |= {level: {"epochs": 20.0, "rows": 4, "learning_rate": 1e-3, "row_length": 320} for level in ("hard", "mixed")}
+GRPO: dict[str, dict[str, Any]] = {"easy": {"iterations": 30}, "standard": {"iterations": 40}}
+GRPO |= {"hard": {"iterations": 30, "tasks": 64}, "mixed": {"iterations": 30, "tasks": 64}}
+ALGORITHMS: dict[str, dict[str, Any]] = {"grpo": {}, "ppo": {"advantage": "gae"}}
+"""What sets an algorithm apart from ``GRPO``."""
+BUDGETED = "real_at_s2r_budget"
+S2R: dict[str, dict[str, Any]] = {"hard": {"iterations": 8, "tasks": 16, "learning_rate": 2e-4, "real_budget": 27_000}}
+"""Learning in the real environment for few steps, after the dream (``_s2r``) or at once (``BUDGETED``): what differs from
+``GRPO``, and ``real_budget``."""
 PROBE = {"every": 5, "games": 100}
 TEST_GAMES = 150
 METHODS = ("base", "sft", "sft_all", "grpo_real", "grpo_dream", *(f"grpo_dream+{v}" for v in VARIANTS if v != "full"))
 LEVELS = ("easy", "standard")
+"""Of the first tables."""
 EXPERIENCE_METHODS = tuple(f"grpo_dream+{v}" for v in EXPERIENCE_ROWS)
 BASELINES: dict[str, dict[str, float]] = {
     "dpo": {"epochs": 3.0, "learning_rate": 1e-4, "beta": 0.1},
@@ -129,6 +164,28 @@ BASELINES: dict[str, dict[str, float]] = {
 }
 """Without rewards: DPO on logged failures, and Early Experience, whose alternatives are executed for real and counted as steps of RL."""
 SEEDS = (0, 1, 2)
+RL_LEVEL = "hard"
+"""Where algorithms, baselines and sim-to-real are compared: GRPO in the real environment exceeds 90 % on *standard*."""
+POOL = "mixed"
+"""Where curricula are compared."""
+RL_METHODS = ("base", "sft", "sft_all", *BASELINES, *(f"{a}_{how}" for a in ALGORITHMS for how in ("real", "dream", "s2r", BUDGETED)))
+
+
+def methods(level: str) -> tuple[str, ...]:
+    """All arms of a level."""
+    if level == POOL:
+        return ("base", "sft", *(f"grpo_dream+{row}" for row in CURRICULUM_ROWS))
+    return RL_METHODS if level == RL_LEVEL else (*METHODS, *BASELINES, *EXPERIENCE_METHODS)
+
+
+def logs_of(level: str) -> Path:
+    """The shipped logs."""
+    return shipped(f"logs-{level}.jsonl.xz")
+
+
+def all_levels() -> tuple[str, ...]:
+    """Those that cells can be made on: *hard* and *mixed* only where their logs have been recorded, and a base has read them."""
+    return tuple(level for level in (*LEVELS, RL_LEVEL, POOL) if logs_of(level).exists() and shipped_base(level).exists())
 
 
 @functools.cache
@@ -144,7 +201,7 @@ def code_hash(level: str, kind: str) -> str:
 def own_hash(level: str, kind: str) -> str:
     """Of the deciding modules without docstrings, and of the level's data, as they were when the process began."""
     digest = hashlib.blake2b(digest_size=5)
-    for pattern in DECIDES[kind]:
+    for pattern in DECIDES[kind] + (() if level in LEVELS else SEVERAL_ROOMS):
         for path in sorted(SOURCE.glob(pattern)):
             tree = ast.parse(path.read_text())
             for node in ast.walk(tree):
@@ -153,8 +210,10 @@ def own_hash(level: str, kind: str) -> str:
                         ast.Pass()
                     ]
             digest.update(ast.dump(tree).encode())
-    for data in ("panels.json", f"logs-{level}.jsonl.xz", "base/model.safetensors", "base/tokenizer.json", "base/config.json"):
-        digest.update((SOURCE / "data" / data).read_bytes())
+    digest.update(json.dumps(read_json(SOURCE / "data" / "panels.json")[level]).encode())
+    digest.update(logs_of(level).read_bytes())
+    for part in ("model.safetensors", "tokenizer.json", "config.json"):
+        digest.update((shipped_base(level) / part).read_bytes())
     return digest.hexdigest()
 
 
@@ -164,32 +223,55 @@ def cell_config(level: str, method: str) -> dict[str, object]:
     config: dict[str, object] = {"level": level, "method": method, "sft": SFT[level], "test_games": TEST_GAMES, "code": code}
     if method in BASELINES:
         config |= {"baseline": BASELINES[method]}
-    if method.startswith("grpo"):
-        config |= {"grpo": GRPO[level], "probe": PROBE}
-    if method.startswith("grpo_dream"):
+    algorithm, how = learning(method)
+    if how:
+        config |= {"grpo": reinforcement(level, method), "probe": PROBE}
+    if how == "s2r":
+        config |= {"dream": reinforcement(level, f"{algorithm}_dream")}
+    if how in ("dream", "s2r"):
         config |= {"experience": EXPERIENCE[level], "variant": variant(method)}
+        config |= {"writing": WRITING[level]} if level in WRITING else {}
     return config
+
+
+def learning(method: str) -> tuple[str, str]:
+    """A reinforced arm's algorithm and where it learns: ``dream``, ``real``, ``s2r`` or ``BUDGETED``; nothing for the others."""
+    algorithm, _, how = method.partition("+")[0].partition("_")
+    return (algorithm, how) if algorithm in ALGORITHMS else ("", "")
+
+
+def reinforcement(level: str, method: str) -> dict[str, Any]:
+    """The settings of a reinforced arm: keys of ``RLConfig``, and ``real_budget`` where it has one."""
+    algorithm, how = learning(method)
+    return GRPO[level] | ALGORITHMS[algorithm] | (S2R[level] if how in ("s2r", BUDGETED) else {})
 
 
 def kind_of(method: str) -> str:
     """The key of ``DECIDES``."""
-    kind = method.partition("+")[0]
-    return kind if kind in DECIDES else "sft"
+    _, how = learning(method)
+    if how:
+        return "grpo_dream" if how in ("dream", "s2r") else "grpo_real"
+    return method if method in DECIDES else "sft"
 
 
 def variant_of(method: str) -> str:
     return method.partition("+")[2] or "full"
 
 
+def row_of(method: str) -> dict[str, Any]:
+    """The row's description; empty for an arm or an ablation of the first tables."""
+    return (EXPERIENCE_ROWS | CURRICULUM_ROWS).get(variant_of(method), {})
+
+
 def variant(method: str) -> dict[str, object]:
-    """What sets this arm's experience model apart: keys of its prompt for an ablation, a row's description for the others."""
+    """What sets this arm apart: keys of the experience model's prompt for an ablation, a row's description for the others."""
     name = variant_of(method)
-    return VARIANTS[name] if name in VARIANTS else EXPERIENCE_ROWS[name]
+    return VARIANTS[name] if name in VARIANTS else row_of(method)
 
 
 def prompt_of(method: str) -> dict[str, object]:
     name = variant_of(method)
-    return VARIANTS[name] if name in VARIANTS else EXPERIENCE_ROWS[name].get("prompt", {})
+    return VARIANTS[name] if name in VARIANTS else row_of(method).get("prompt", {})
 
 
 def cell_path(level: str, method: str, seed: int) -> Path:

@@ -8,7 +8,9 @@ and **one experience model per (level, variant), which all seeds share**: the sp
 cells go on where they were. Methods: ``base``, ``sft``, ``sft_all``, ``grpo_dream``, ``grpo_real``, and
 ``grpo_dream+no_reasoning``, ``+no_retrieval``, ``+no_sheet``; about the experience model also those of ``EXPERIENCE_ROWS``:
 ``grpo_dream+k3``, ``+best_first``, ``+history``, ``+no_history``, ``+generic_teacher``, ``+no_reasoning_cautious``, ``+real_frozen``,
-``+filtered``, ``+2k_steps`` to ``+40k_steps``; without rewards ``dpo``, ``iwm``, ``self_reflection``.
+``+filtered``, ``+2k_steps`` to ``+40k_steps``; without rewards ``dpo``, ``iwm``, ``self_reflection``. On *hard* also ``ppo_dream`` and
+``ppo_real``, and for both algorithms ``_s2r`` (the real environment after the dream, few steps) and ``_real_at_s2r_budget`` (no dream);
+on *mixed* the curricula of ``CURRICULUM_ROWS``; both only where their logs have been recorded (``benchmarks.ship``).
 """
 
 import os
@@ -17,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -26,30 +29,33 @@ from benchmarks.cells import (
     BASELINES,
     DECIDES,
     EXPERIENCE,
-    EXPERIENCE_METHODS,
-    EXPERIENCE_ROWS,
-    GRPO,
     LEVELS,
-    METHODS,
+    POOL,
     PROBE,
     SEEDS,
     SFT,
     TEST_GAMES,
     VARIANTS,
     WORK,
+    WRITING,
+    all_levels,
     cell_config,
     cell_path,
     code_hash,
     commit,
+    learning,
+    logs_of,
+    methods,
     prompt_of,
+    reinforcement,
+    row_of,
     stale_cells,
     variant_of,
 )
 from dreamgym.core.env import RealSteps
-from dreamgym.core.errors import DreamgymError
+from dreamgym.core.errors import DataError, DreamgymError
 from dreamgym.core.files import read_json, write_json
 from dreamgym.core.types import Episode, result_row
-from dreamgym.curriculum.config import SamplerConfig
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
 from dreamgym.experience.annotate import GenericTeacher, annotate
 from dreamgym.experience.cautious import Cautious
@@ -60,16 +66,17 @@ from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.audit import audit_run
-from dreamgym.pipeline.config import Evaluation, Experience, Prompt, RunConfig, config_hash
+from dreamgym.pipeline.config import Curriculum, Evaluation, Experience, Prompt, RunConfig, config_hash
 from dreamgym.pipeline.early_experience import implicit_world_modelling, self_reflection, try_alternatives
 from dreamgym.pipeline.learn import train_experience, warm_start
 from dreamgym.pipeline.logs import counts, successes, tasks_of
 from dreamgym.pipeline.play import play_real, seats_for
+from dreamgym.pipeline.player import task_generator
 from dreamgym.pipeline.preference import prefer, preferences
 from dreamgym.pipeline.results import AUDIT_KEYS, peak_rss_gib, versions
 from dreamgym.pipeline.rl_run import RLRun
 from dreamgym.pipeline.run import drop_torn_checkpoints
-from dreamgym.pipeline.stages import shipped, shipped_logs, shipped_steps
+from dreamgym.pipeline.stages import shipped_base, shipped_logs, shipped_steps
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.replay.contract import Replay
 from dreamgym.replay.enrichment import Enriched, Sure
@@ -98,10 +105,10 @@ class Cell:
 
     def __init__(self, level: str, method: str, seed: int) -> None:
         self.level, self.method, self.seed = level, method, seed
-        self.row = EXPERIENCE_ROWS.get(variant_of(method), {})
+        self.row = row_of(method)
         self.view = self.row.get("view", "carried")
         self.adapter = TextWorldAdapter(level, self.view)
-        self.logs = shipped_logs(shipped(f"logs-{level}.jsonl.xz"), self.adapter)
+        self.logs = shipped_logs(logs_of(level), self.adapter)
         self.known = first_steps(self.logs, self.row["logged_steps"]) if "logged_steps" in self.row else self.logs
         """What of the logs the experience model, the buffer and the dream's tasks come from."""
         self.tasks, self.wins = tasks_of(self.known), precedents(self.known)
@@ -116,27 +123,28 @@ class Cell:
             console.print(f"{path.name}: done before")
             return
         console.print(f"[bold]{self.level} {self.method} seed {self.seed}[/bold]")
-        updates, train_s, model = 0, 0.0, None
+        updates, train_s, model, curve, dreamed = 0, 0.0, None, list[dict[str, float]](), 0
         context, tokens = (ReflectiveContext(), REFLECTION_TOKENS) if self.method == "self_reflection" else (STATE_CONTEXT, ACTION_TOKENS)
         if self.method == "base":
-            policy = LocalLM.load(shipped("base"))
+            policy = LocalLM.load(shipped_base(self.level))
         elif self.method in ("sft", "sft_all"):
             policy, train_s = LocalLM.load(self.warm()), self.wall[self.method]
         elif self.method in BASELINES:
             policy, train_s = self.baseline()
         else:
-            policy, updates, train_s, model = self.grpo()
-        test = self.adapter.tasks("test", TEST_GAMES)
-        seats = seats_for(test, self.seed)
+            policy, updates, train_s, curve, dreamed, model = self.reinforced()
         actor = Policy(policy, 0.4, tokens, context)
-        episodes = [r.episode for r in play_real(actor, self.adapter, seats, self.counter, "test", self.method)]
+        episodes: list[Episode] = []
+        for panel in ("test", "unseen") if self.level == POOL else ("test",):
+            seats = seats_for(self.adapter.tasks(panel, TEST_GAMES), self.seed)
+            episodes += [r.episode for r in play_real(actor, self.adapter, seats, self.counter, panel, self.method)]
         audit: dict[str, object] = {}
         if model is not None:
             found = audit_run(self.audit_config(), self.adapter, model, self.logs, {"sft": LocalLM.load(self.warm()), "policy": policy})
             audit = found.result
             episodes += found.dreamed
             write_json(WORK / f"{path.stem}-audit.json", audit)
-        self.write(path, episodes, updates, train_s, audit)
+        self.write(path, episodes, audit, {"updates": updates, "wall_s": round(train_s, 1), "dreamed_transitions": dreamed, "curve": curve})
 
     def audit_config(self) -> RunConfig:
         return RunConfig(
@@ -146,8 +154,9 @@ class Cell:
             evaluation=Evaluation(audit_games=TEST_GAMES),
         )
 
-    def write(self, path: Path, episodes: list[Episode], updates: int, train_s: float, audit: dict[str, object]) -> None:
-        """``train_s``: of this arm's own training; models that arms share are apart, in ``shared_wall_s``."""
+    def write(self, path: Path, episodes: list[Episode], audit: dict[str, object], learned: dict[str, object]) -> None:
+        """``learned``: of this arm's own training, its probes (``curve``) and seconds among them; models that arms share are apart, in
+        ``shared_wall_s``."""
         kept = {k: v for k, v in audit.items() if k != "errors"}
         steps = self.counter.counts
         rows = [result_row(e) for e in episodes]
@@ -163,15 +172,14 @@ class Cell:
                 "versions": versions(),
                 "real_steps": {"logs": self.logged(), "rl": steps.get("rl", 0), "probe": steps.get("probe", 0)},
                 "logs": counts(self.known),
-                "updates": updates,
-                "wall_s": round(train_s, 1),
+                **learned,
                 "shared_wall_s": self.wall,
                 "peak_rss_gib": round(peak_rss_gib(), 2),
                 "audit": kept,
                 "rows": [r.model_dump(mode="json") for r in rows],
             },
         )
-        real = [bool(r.success) for r in rows if r.source == "real"]
+        real = [bool(r.success) for r in rows if r.source == "real" and r.panel == "test"]
         console.print(f"{path.name}: real {sum(real) / len(real):.3f} { ({k: kept[k] for k in AUDIT_KEYS if k in kept}) }")
 
     def logged(self) -> int:
@@ -186,7 +194,8 @@ class Cell:
         if not (folder / "config.json").exists():
             won = successes(self.logs)
             demos = won if name == "sft_all" else [e for e in won if e.behaviour == "expert"]
-            self.timed(folder, lambda: warm_start(shipped("base"), demos, FitConfig(**SFT[self.level], seed=self.seed), folder))
+            fit = FitConfig(**SFT[self.level], seed=self.seed)
+            self.timed(folder, lambda: warm_start(shipped_base(self.level), demos, fit, folder))
         self.wall[name] = wall_s(folder)
         return folder
 
@@ -200,7 +209,8 @@ class Cell:
         policy = Policy(LocalLM.load(warm), 1.0)
         tried = try_alternatives(policy, demos, self.adapter, self.counter, int(how["alternatives"]), self.seed)
         learn = implicit_world_modelling if self.method == "iwm" else self_reflection
-        return learn(shipped("base"), tried, FitConfig(**SFT[self.level], seed=self.seed), folder), time.perf_counter() - start
+        fit = FitConfig(**SFT[self.level], seed=self.seed)
+        return learn(shipped_base(self.level), tried, fit, folder), time.perf_counter() - start
 
     def timed(self, folder: Path, train: Callable[[], object]) -> None:
         """Train into ``folder`` and note the seconds there; those of a killed process before it are lost."""
@@ -209,12 +219,16 @@ class Cell:
         train()
         write_json(folder / "wall_s.json", {"wall_s": round(time.perf_counter() - start, 1)})
 
-    def experience(self) -> tuple[ExperienceModel, ReplayBuffer]:
-        """The experience model of this level and variant; one for all seeds."""
-        prompt = ExperienceConfig(same_task=True, **prompt_of(self.method))
+    def prompt(self) -> ExperienceConfig:
+        return ExperienceConfig(same_task=True, **prompt_of(self.method))
+
+    def trained(self) -> LocalLM:
+        """The experience model's weights, of this level and variant; the same for all seeds."""
         name = self.row.get("model", variant_of(self.method))
         shown = VARIANTS.get(name, self.row)
-        decided = config_hash({"fit": EXPERIENCE[self.level], "prompt": shown, "code": code_hash(self.level, "experience")})
+        writing = WRITING.get(self.level, 0)
+        fitted: dict[str, object] = {"fit": EXPERIENCE[self.level], "prompt": shown, "code": code_hash(self.level, "experience")}
+        decided = config_hash(fitted | ({"writing": writing} if writing else {}))
         folder = WORK / f"{self.level}-experience-{name}-{decided}"
         if not (folder / "config.json").exists():
             teacher = GenericTeacher() if self.row.get("teacher") == "generic" else self.adapter.teacher
@@ -227,21 +241,26 @@ class Cell:
             self.timed(
                 folder,
                 lambda: train_experience(
-                    shipped("base"),
+                    shipped_base(self.level),
                     annotated,
                     self.tasks,
-                    prompt,
+                    self.prompt(),
                     fit,
                     folder,
                     seen.snapshot(),
                     lambda done, total, loss: console.print(f"experience {done}/{total} loss {loss:.4f}"),
+                    writing=writing,
                 ),
             )
         self.wall["experience"] = wall_s(folder)
-        buffer = ReplayBuffer(self.folder() / "buffer")
+        return LocalLM.load(folder)
+
+    def experience(self) -> tuple[ExperienceModel, ReplayBuffer]:
+        """The experience model over this cell's own buffer, which holds the logs and grows."""
+        lm, prompt, buffer = self.trained(), self.prompt(), ReplayBuffer(self.folder() / "buffer")
         if prompt.k:
             buffer.add(self.known)
-        return self.player(LocalLM.load(folder), prompt, buffer), buffer
+        return self.player(lm, prompt, buffer), buffer
 
     def folder(self) -> Path:
         """Where a reinforced cell keeps what it needs to go on."""
@@ -261,30 +280,54 @@ class Cell:
             return model
         return Cautious(model, lambda retrieval: local_draws(lm, prompt, retrieval, self.wins), buffer.snapshot(), **self.row["cautious"])
 
-    def grpo(self) -> tuple[LocalLM, int, float, ExperienceModel | None]:
-        """GRPO in the dream or for real: policy, updates, seconds, experience model (frozen buffer of logs, own task excluded)."""
-        dreaming = self.method.startswith("grpo_dream")
-        model, buffer = self.experience() if dreaming else (None, None)
-        config = RLConfig(**GRPO[self.level])
+    def reinforced(self) -> "Reinforced":
+        """GRPO or PPO in the dream, for real, or both."""
+        algorithm, how = learning(self.method)
+        settings = dict(reinforcement(self.level, self.method))
+        budget = settings.pop("real_budget", None)
+        counter = RealSteps(budget=budget)
+        model, buffer = self.experience() if how == "dream" else (None, None)
+        start, before = self.warm(), dict[str, Any]()
+        if how == "s2r":
+            dream = Cell(self.level, f"{algorithm}_dream", self.seed)
+            dream.run()
+            start, path = dream.folder() / "policy", cell_path(self.level, dream.method, self.seed)
+            if not (start / "config.json").exists():
+                raise DataError(f"{start}: the dream's policy is not there (any more); move {path} away, so that it is trained anew")
+            before = read_json(path)
+        first = {"turns": "valid"} if self.level in LEVELS else {}  # so the first cells were made
+        curriculum = Curriculum(**first | self.row.get("curriculum", {}))
+        generator, achieved = None, None
+        if model is not None and curriculum.synthetic:
+            generator, achieved = task_generator(model, self.adapter, list(self.tasks.values()), curriculum, self.seed)
         run = RLRun(
-            self.warm(),
-            config,
+            start,
+            RLConfig(**settings),
             self.tasks,
             self.adapter,
             self.folder(),
             model,
             None if buffer is None else self.replay(buffer),
-            self.counter,
+            counter,
             self.seed,
-            choose=SamplerConfig(turns="valid"),  # as the first cells were made
+            choose=curriculum,
+            generator=generator,
+            achieved=achieved,
         )
         policy = run.run(
             lambda m: console.print({k: round(v, 3) for k, v in m.items()}), self.adapter.tasks("probe", PROBE["games"]), PROBE["every"]
         )
-        updates = round(sum(m["updates"] for m in run.trainer.progress.metrics))
-        train_s = sum(m["rollout_s"] + m["update_s"] for m in run.trainer.progress.metrics)
+        metrics = run.trainer.progress.metrics
+        updates, train_s = round(sum(m["updates"] for m in metrics)), sum(m["rollout_s"] + m["update_s"] for m in metrics)
+        dreamed = 0 if model is None else round(sum(m["transitions"] + m.get("transitions_checking", 0.0) for m in metrics))
+        for name in ("rl", "probe"):
+            self.counter.counts[name] = counter.counts.get(name, 0) + (before["real_steps"][name] if before else 0)
+        if before:
+            updates, train_s, self.wall = updates + before["updates"], train_s + before["wall_s"], before["shared_wall_s"]
+            dreamed = before["dreamed_transitions"]
+        found = Reinforced(policy, updates, train_s, curve_of(run), dreamed)
         if model is None or buffer is None:
-            return policy, updates, train_s, None
+            return found
         buffer.close()
         shutil.rmtree(self.folder() / "buffer")
         frozen = ReplayBuffer()
@@ -293,7 +336,26 @@ class Cell:
         if player.config.k:
             frozen.add(self.known)
         judge = self.player(player.lm, player.config.model_copy(update={"same_task": False}), frozen)
-        return policy, updates, train_s, judge
+        return found._replace(model=judge)
+
+
+class Reinforced(NamedTuple):
+    """What policy learning leaves."""
+
+    policy: LocalLM
+    updates: int
+    train_s: float
+    curve: list[dict[str, float]]
+    dreamed: int
+    """Dreamed transitions, those that check written tasks included."""
+    model: ExperienceModel | None = None
+    """Over a frozen buffer of the logs, own task excluded; None where nothing was dreamed."""
+
+
+def curve_of(run: RLRun) -> list[dict[str, float]]:
+    """Real success on the probe panel as a run went on: iteration, real steps and seconds of learning so far, real steps of probes."""
+    took = [m["rollout_s"] + m["update_s"] for m in run.trainer.progress.metrics]
+    return [{**p, "wall_s": round(sum(took[: round(p["iteration"])]), 1)} for p in run.probe]
 
 
 def wall_s(folder: Path) -> float:
@@ -303,8 +365,8 @@ def wall_s(folder: Path) -> float:
 
 
 def listing() -> None:
-    for level in LEVELS:
-        for method in (*METHODS, *BASELINES, *EXPERIENCE_METHODS):
+    for level in all_levels():
+        for method in methods(level):
             for seed in SEEDS:
                 path = cell_path(level, method, seed)
                 state = "done" if path.exists() else "stale" if stale_cells(level, method, seed) else "missing"
@@ -314,7 +376,7 @@ def listing() -> None:
 def main(words: list[str]) -> None:
     if words == ["list"]:
         return listing()
-    if len(words) < 3 or words[0] not in LEVELS or words[1] not in (*METHODS, *BASELINES, *EXPERIENCE_METHODS):
+    if len(words) < 3 or words[0] not in all_levels() or words[1] not in methods(words[0]):
         sys.exit(__doc__)
     import torch
     import transformers

@@ -1,8 +1,9 @@
-"""Makes the data files that come with the package. Order: panels, logs of both levels, base, agent of both levels.
+"""Makes the data files that come with the package. Order: panels, logs of each level, bases, agent of each level.
 
-    python -m dreamgym.envs.textworld.panels src/dreamgym/data/panels.json     # 45 minutes on one core
+    python -m dreamgym.envs.textworld.panels src/dreamgym/data/panels.json     # an hour and a half on one core
     python -m benchmarks.ship logs easy        # 620 games, about 20 minutes on one core; logs standard: 25 minutes
-    python -m benchmarks.ship base             # the tiny language model of both levels' logs
+    python -m benchmarks.ship base             # the tiny language model of the logs of easy and standard
+    python -m benchmarks.ship base rooms       # and that of hard and mixed
     python -m benchmarks.ship agent easy       # a weak policy's own episodes, appended to the logs
 
 The base language model has not read the agent's own episodes (they were played by a policy that was fine-tuned from an
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from benchmarks.cells import SFT
 from dreamgym.core.env import RealSteps
 from dreamgym.core.files import read_json, write_episodes, write_json
 from dreamgym.core.types import Episode
@@ -28,15 +30,17 @@ from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.learn import train_base, warm_start
 from dreamgym.pipeline.logs import counts, load_logs, tasks_of
 from dreamgym.pipeline.play import play_real, seats_for
+from dreamgym.pipeline.stages import shipped_base
 from dreamgym.rl.policy import Policy
 
 DATA = Path(__file__).parents[1] / "src" / "dreamgym" / "data"
 WORK = Path(__file__).parent / "work"
-BASE_EPOCHS = 4
+BASES = {"base": (("easy", "standard"), 4, 256), "base-rooms": (("hard", "mixed"), 2, 640)}
+"""Levels whose logs a base has read, how often, and the tokens of a row."""
 UNREAD = ("agent", "seeking", "fussing", "moving")
-AGENT_EPOCHS = {"easy": 8, "standard": 4}
+AGENT_EPOCHS = {"easy": 8, "standard": 4, "hard": 4, "mixed": 4}
 """The logged agent is an early, weak warm start: its own episodes are nearly all failures."""
-AGENT_GAMES = {"easy": 150, "standard": 200}
+AGENT_GAMES = {"easy": 150, "standard": 200, "hard": 150, "mixed": 150}
 console = Console(highlight=False)
 
 
@@ -65,24 +69,25 @@ def logs(level: str) -> None:
     write_logs(level, list(TextWorldAdapter(level).collect(counter, 620, 0)), counter.total, 0)
 
 
-def base() -> None:
+def base(name: str) -> None:
     torch.set_num_threads(2)
-    episodes = [e for level in ("easy", "standard") for e in load_logs([logs_path(level)]) if e.behaviour not in UNREAD]
+    levels, epochs, tokens = BASES[name]
+    episodes = [e for level in levels for e in load_logs([logs_path(level)]) if e.behaviour not in UNREAD]
     lm = train_base(
         episodes,
         tasks_of(episodes),
-        FitConfig(epochs=BASE_EPOCHS, learning_rate=2e-3),
-        WORK / "base",
+        FitConfig(epochs=epochs, learning_rate=2e-3, row_length=tokens),
+        WORK / name,
         lambda done, total, loss: console.print(f"{done}/{total} loss {loss:.4f}"),
     )
-    lm.save(DATA / "base")
+    lm.save(DATA / name)
 
 
 def agent(level: str) -> None:
     adapter = TextWorldAdapter(level)
     episodes = [e for e in load_logs([logs_path(level)]) if e.behaviour != "agent"]
     demos = [e for e in episodes if e.behaviour == "expert"]
-    weak = warm_start(DATA / "base", demos, FitConfig(epochs=AGENT_EPOCHS[level], rows=4, learning_rate=1e-3), WORK / f"weak-{level}")
+    weak = warm_start(shipped_base(level), demos, FitConfig(**SFT[level] | {"epochs": AGENT_EPOCHS[level]}), WORK / f"weak-{level}")
     tasks = adapter.tasks("train", AGENT_GAMES[level])
     counter = RealSteps()
     played = play_real(Policy(LocalLM(weak.model, weak.tokenizer), 1.0), adapter, seats_for(tasks, 0), counter, "logs", "agent")
@@ -97,7 +102,9 @@ if __name__ == "__main__":
         case ["logs", level]:
             logs(level)
         case ["base"]:
-            base()
+            base("base")
+        case ["base", "rooms"]:
+            base("base-rooms")
         case ["agent", level]:
             agent(level)
         case _:

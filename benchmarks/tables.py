@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 
 from rich.console import Console
 
-from benchmarks.cells import CELLS, EXPERIENCE_METHODS, HERE, LEVELS, METHODS, SEEDS, cell_path, commit
+from benchmarks.cells import CELLS, HERE, LEVELS, METHODS, SEEDS, all_levels, cell_path, commit, methods
 from dreamgym.core.files import read_json, write_json
 from dreamgym.pipeline.results import AUDIT_KEYS, versions
 from dreamgym.pipeline.stages import shipped
@@ -42,11 +42,11 @@ def cells(level: str, method: str) -> list[Cell]:
     return [read_json(p) for p in (cell_path(level, method, s) for s in SEEDS) if p.exists()]
 
 
-def rows(cell: Cell, source: str) -> dict[str, float]:
+def rows(cell: Cell, source: str, panel: str = "test") -> dict[str, float]:
     key = "success" if source == "real" else "dream_success"
     found = cell["rows"]
     assert isinstance(found, list)
-    return {r["task"]: float(r[key]) for r in found if r["source"] == source and r["panel"] == "test" and r[key] is not None}
+    return {r["task"]: float(r[key]) for r in found if r["source"] == source and r["panel"] == panel and r[key] is not None}
 
 
 def rates(level: str, method: str, source: str = "real") -> list[float]:
@@ -179,7 +179,7 @@ def slice_result() -> dict[str, object]:
 
 def check() -> int:
     """0 where every cell file is current and ``slice.json``, where it is written, and the pages say what the cells say."""
-    known = {cell_path(level, m, s) for level in LEVELS for m in METHODS + EXPERIENCE_METHODS for s in range(10)}
+    known = {cell_path(level, m, s) for level in all_levels() for m in methods(level) for s in range(10)}
     stale = [p.name for p in CELLS.glob("*.json") if p not in known]
     for name in stale:
         console.print(f"stale: {name} (config or code has changed; run its cell again)")

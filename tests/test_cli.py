@@ -32,6 +32,7 @@ SMALL = [
     "rl.tasks=4",
     "rl.group=4",
     "evaluation.games=8",
+    "evaluation.samples=2",
     "evaluation.audit_games=6",
     "evaluation.probe_games=4",
     "rl.probe_every=2",
@@ -69,7 +70,9 @@ def dreamgym(*words, cwd=ROOT, timeout=900):
         (["config", "--config", "examples/own_environment.yaml", "rl.iterations=0"], None),
         (["config", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["config", "--config", "tests/twice.yaml"], "the key 'rows' is given twice"),
-        (["collect", "env=textworld/hard"], "no level 'hard'"),
+        (["collect", "env=textworld/harder"], "no level 'harder'"),
+        (["collect", "env=textworld/hard", "base=tiny"], "logs: none are shipped for textworld/hard"),
+        (["collect", "env=textworld/hard", "logs=collect"], "base: none is shipped for textworld/hard; set base to 'tiny'"),
         (["collect", "env=nosuch:thing"], "cannot be imported"),
         (["collect", "logs=missing.jsonl"], "missing.jsonl: no such file"),
         (["collect", "env=examples.own_environment:adapter"], "none are shipped"),
@@ -294,7 +297,11 @@ def test_the_whole_way_on_a_users_own_environment_killed_and_resumed(tmp_path):
     assert results["real_steps"]["rl"] == 0
     assert results["real_steps"]["probe"] > 0
     assert results["n_test"] == 8
-    assert len(results["rows"]) == 8
+    assert len(results["rows"]) == 16
+    after = results["evaluation"]["policy"]
+    assert after["pass_at"]["1"] == pytest.approx(results["after"][0])
+    assert after["pass_at"]["1"] <= after["pass_at"]["2"]
+    assert 0 <= after["no_effect"] <= 1
     assert 0 <= results["audit"]["next_state_macro"] <= 1
     assert (run / "report.html").exists()
     (run / "results.json").unlink()

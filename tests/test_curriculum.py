@@ -1,5 +1,6 @@
 """What tasks are worth, and how they are chosen."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -143,8 +144,41 @@ def test_a_cluster_is_one_group():
     assert sampler.values()["a"]["visits"] == 0, "one rollout is no group"
     sampler.observe("b", [0.0])
     assert sampler.values()["b"]["value"] == 0.25, "the other's success stands beside"
+    sampler.observe("a", [0.0])
+    assert sampler.values()["a"]["value"] == sampler.values()["b"]["value"] == 0.0, "all of a cluster that were played are worth the same"
+    sampler.add([Task(id="a~1", instruction="", first_state=(), lineage=("a",))])
+    sampler.observe("a~1", [1.0])
+    assert sampler.values()["b"]["value"] == pytest.approx(2 / 9), "a written task is in the cluster of the one that it descends from"
+    before = sampler.values()
+    sampler.observe("c", [None])
+    sampler.observe("b", [None, None])
+    now = sampler.values()
+    assert [now[t]["visits"] for t in "abc"] == [before[t]["visits"] for t in "abc"], "all invalid is no visit, in a cluster neither"
+    assert now["b"]["value"] == pytest.approx(before["b"]["value"], abs=0.01)
+    twin = ValueSampler(["a", "b", "c"], 0, clusters={"a": 0, "b": 0, "c": 1})
+    twin.load_state_dict(json.loads(json.dumps(sampler.state_dict())))
+    for one in (sampler, twin):
+        one.observe("a~1", [1.0])
+    assert twin.values() == sampler.values(), "also after a resume"
+    sampler.drop(["a~1"])
+    sampler.observe("b", [0.0])
+    assert sampler.values()["b"]["value"] == 0.0, "and leaves it"
     sampler.observe("c", [0.0, 0.0])
     assert sampler.values()["c"]["value"] == 0.0
+
+
+def test_tasks_alike_are_in_one_cluster():
+    pytest.importorskip("sklearn", reason="needs the extra [cluster]")
+    from dreamgym.curriculum.clusters import clusters_of
+    from dreamgym.replay.encoder import HashingEncoder
+
+    texts = [f"{verb} the {thing}" for verb in ("unlock", "cook") for thing in ("box", "door", "carrot", "kiwi")]
+    tasks = {f"t{i}": Task(id=f"t{i}", instruction=text, first_state=()) for i, text in enumerate(texts)}
+    found = clusters_of(tasks, 2, HashingEncoder(), 0)
+    assert found == clusters_of(tasks, 2, HashingEncoder(), 0)
+    assert len({found[f"t{i}"] for i in range(4)}) == len({found[f"t{i}"] for i in range(4, 8)}) == 1
+    assert found["t0"] != found["t4"]
+    assert set(clusters_of(tasks, 99, HashingEncoder(), 0).values()) == set(range(8)), "no more clusters than instructions"
 
 
 def test_what_the_configuration_says_reaches_the_run(tmp_path, monkeypatch):
@@ -167,7 +201,15 @@ def test_what_the_configuration_says_reaches_the_run(tmp_path, monkeypatch):
     run.stage("collect", lambda: STAGES["collect"](run))
     with pytest.raises(ReachedError) as caught:
         module.train_policy(run)
-    choose, generator, achieved = caught.value.args[-3:]
-    assert (choose.turns, choose.value, choose.synthetic, generator, achieved) == ("valid", "balance", 0.0, None, None)
+    choose, generator, achieved, clusters = caught.value.args[-4:]
+    assert (choose.turns, choose.value, choose.synthetic, generator, achieved, clusters) == ("valid", "balance", 0.0, None, None, None)
+    ppo = ["curriculum.clusters=2", "rl.advantage=gae", "rl.group=1"]
+    other = Run(tmp_path / "ppo", load_config(None, [*keys, *ppo]))
+    other.stage("collect", lambda: STAGES["collect"](other))
+    with pytest.raises(ReachedError) as caught:
+        module.train_policy(other)
+    assert set(caught.value.args[-1].values()) == {0, 1}
+    with pytest.raises(ConfigError, match="groups tasks for PPO"):
+        load_config(None, ["curriculum.clusters=2"])
     with pytest.raises(ConfigError, match="give synthetic"):
         load_config(None, ["curriculum.hindsight=true"])

@@ -12,6 +12,8 @@ import pytest
 from dreamgym.core.errors import DataError, MissingExtraError
 from dreamgym.core.files import episode_line, write_atomic, write_episodes, write_json
 from dreamgym.core.types import Episode, Outcome, Panel, Source, StopReason, Task, Transition
+from dreamgym.curriculum.config import SamplerConfig
+from dreamgym.curriculum.sampler import ValueSampler
 from dreamgym.pipeline.config import RunConfig, dump_config
 from dreamgym.report.page import json_lines, spread, write_report
 
@@ -156,6 +158,7 @@ def test_the_headline_is_real_success_with_its_interval_and_budget(full_run: Pat
     assert "On 4 games never trained on (panel test), real success went from 25.0 % before to 75.0 % after training." in text
     assert "+50.0 95 % interval" in text
     assert "One seed" in text
+    assert "pass@1 Steps per episode Steps that changed nothing before 25.0 % 2 0 % after 75.0 % 2 0 %" in text
     for row in ("logs 1 200", "RL 0", "probe 77", "evaluation 16", "audit 321", "all 1 614"):
         assert f" {row} " in text
 
@@ -328,3 +331,33 @@ def test_spread_takes_different_items_in_order(n: int) -> None:
         taken = spread(range(size), n)
         assert len(taken) == min(n, size)
         assert taken == sorted(set(taken))
+
+
+def test_the_page_tells_which_tasks_were_played_and_what_was_written(full_run: Path) -> None:
+    assert 'id="tasks"' not in write_report(full_run).read_text(encoding="utf-8"), "nothing is said of tasks that were not played"
+    sampler = ValueSampler(["game/a", "game/b"], 0, SamplerConfig(synthetic=0.5))
+    child = Task(id="game/a~1.1", instruction=HOSTILE, first_state=(CLOSED,), lineage=("game/a",))
+    sampler.observe("game/a", [1.0, 0.0])
+    sampler.observe("game/b", [0.0, 0.0, None])
+    sampler.add([child])
+    sampler.observe(child.id, [1.0, 1.0, 1.0, 0.0])
+    write_json(full_run / "policy_run/checkpoint/state.json", {"sampler": sampler.state_dict(), "written": [child.model_dump(mode="json")]})
+    draft = {"parent": "game/a", "seeds": ["find the tomato", "find the <b>carrot</b>"], "parent_value": 0.25, "iteration": 1}
+    lines = [
+        {**draft, "instruction": HOSTILE, "verdict": "kept", "task": child.id},
+        {**draft, "instruction": "find the lime", "verdict": "names what is not in its world: lime", "task": None},
+        {**draft, "instruction": "find the kiwi", "verdict": "names what is not in its world: kiwi", "task": None},
+        {"task": "game/b~0.1", "verdict": "dropped: its last group had no valid rollout", "iteration": 1},
+    ]
+    write_atomic(full_run / "policy_run/tasks.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
+    page = section(write_report(full_run).read_text(encoding="utf-8"), "tasks")
+    text = text_of(page)
+    assert "logged 2 2 dreamed 0.12" in text, "two logged tasks, both played, mean value of 0.25 and 0"
+    assert "written 1 1" in text
+    shown = re.sub(r"<span class=\"dreamed\".*?</span>|<title>dreamed.*?</title>|<svg.*?</svg>", "", page, flags=re.S)
+    assert "dreamed 75.0 %" in page
+    assert not re.search(r"75\.0 %|0\.12|0\.188|0\.25<", shown), "what the dream says of them is marked as dreamed"
+    assert "What became of 3 drafts" in text
+    assert "names what is not in its world 2" in text
+    assert "find the tomato find the <b>carrot</b>" in text
+    assert "<script>" not in page.partition("What became of")[2]

@@ -1,16 +1,20 @@
 """Laws of the packing, the lockstep and the sampler."""
 
 import asyncio
+import itertools
+import math
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dreamgym.core.env import Info, Step
 from dreamgym.core.errors import BatchError
 from dreamgym.core.lockstep import Lockstep
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.types import Task
-from dreamgym.pipeline.stats import paired_interval
+from dreamgym.pipeline.stats import paired_interval, pass_at
 
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
 
@@ -167,6 +171,14 @@ class OneLetter:
 
     async def close(self) -> None:
         pass
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=5), min_size=1, max_size=4), st.integers(1, 5))
+def test_pass_at_is_the_share_of_choices_with_a_success(games, k):
+    enough = [g for g in games if len(g) >= k]
+    shares = [sum(any(c) for c in itertools.combinations(g, k)) / math.comb(len(g), k) for g in enough]
+    found = pass_at(k, games)
+    assert found == pytest.approx(sum(shares) / len(shares)) if shares else math.isnan(found)
 
 
 def test_paired_interval():

@@ -4,7 +4,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +20,12 @@ from textworld.logic import Proposition, Variable
 
 from dreamgym.core.errors import DataError
 from dreamgym.core.state import LINE, State, entity, line, make_state
+from dreamgym.core.types import Panel
 from dreamgym.envs.textworld import panels
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
 from dreamgym.envs.textworld.behaviours import Scene, admissible_like, anything, expert, fuss, move, read_scene, seek
 from dreamgym.envs.textworld.env import instruction_of
-from dreamgym.envs.textworld.games import OPTIONS, content_hash, make_game, recipe_of
+from dreamgym.envs.textworld.games import LEVELS, MIXED, ONE_ROOM, OPTIONS, content_hash, make_game, recipe_of
 from dreamgym.envs.textworld.mapper import FactMapper, View, spaced
 from dreamgym.envs.textworld.text_mapper import TextMapper, read_tour
 from dreamgym.envs.textworld.view import visible_now
@@ -326,24 +327,38 @@ def test_chosen_panels_of_a_level_share_no_content(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(panels, "recipe_of", recipe)
     games = panels.choose("easy")
     assert {g.panel for g in games} == set(panels.SIZES)
-    check_panels(games)
+    check_panels(games, panels.SIZES)
+    of_kinds = {panel: len(OPTIONS) * n for panel, n in panels.STRATUM.items()}
+    pool = panels.choose(MIXED)
+    check_panels([g.model_copy(update={"content": f"{g.task.split('/')[1]} {g.content}"}) for g in pool], of_kinds)
+    for panel, n in panels.STRATUM.items():
+        first = [g.task.split("/")[1] for g in pool if g.panel == panel][: len(OPTIONS)]
+        assert first == list(OPTIONS), f"each kind has its turn in {panel}"
+        assert sum(g.panel == panel for g in pool) == len(OPTIONS) * n
 
 
-def check_panels(games: list[panels.Game]) -> None:
+def check_panels(games: list[panels.Game], sizes: Mapping[Panel, int]) -> None:
     panel_of_content: dict[str, str] = {}
     for game in games:
         assert panel_of_content.setdefault(game.content, game.panel) == game.panel, game
         assert game.panel == "unseen" or not any(map(panels.reserved, game.recipe)), game
     assert len({g.task for g in games}) == len(games)
-    for panel, size in panels.SIZES.items():
+    for panel, size in sizes.items():
         contents = [g.content for g in games if g.panel == panel]
         assert len(contents) <= size
         assert panel == "train" or len(set(contents)) == len(contents)
 
 
-@pytest.mark.parametrize("level", ["easy", "standard"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_shipped_panels_share_no_content_and_are_the_games_built_here(level: str) -> None:
     games = panels.panels(level)
-    check_panels(games)
-    for panel in panels.SIZES:
+    check_panels(games, {p: len(OPTIONS) * n for p, n in panels.STRATUM.items()} if level == MIXED else panels.SIZES)
+    for panel in panels.SIZES if level in ONE_ROOM else ("test",):
         panels.check_game(next(g for g in games if g.panel == panel))
+
+
+def test_no_level_trains_on_what_another_evaluates() -> None:
+    """Policies and experience models of one level may be held against another's games."""
+    panel_of_content: dict[str, str] = {}
+    for game in (g for level in LEVELS for g in panels.panels(level)):
+        assert panel_of_content.setdefault(game.content, game.panel) == game.panel, game

@@ -1,6 +1,7 @@
 """Cooking games of several rooms: what a state tells of the map, that nothing hidden reaches it, and that one finds one's way."""
 
 # ruff: noqa: E402 - the modules below need the optional package
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 
@@ -14,13 +15,14 @@ from hypothesis import strategies as st
 from textworld.logic import Proposition
 
 from dreamgym.core.env import RealSteps
+from dreamgym.core.errors import ConfigError
 from dreamgym.core.state import State, line, make_state, state_of_text
 from dreamgym.core.types import Episode, StopReason
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
 from dreamgym.envs.textworld.behaviours import Scene, anything, orderly, read_scene
 from dreamgym.envs.textworld.collect import Recorder
 from dreamgym.envs.textworld.env import TextWorldEnv, instruction_of, look_at, recipe_in
-from dreamgym.envs.textworld.games import make_game
+from dreamgym.envs.textworld.games import OPTIONS, make_game
 from dreamgym.envs.textworld.mapper import spaced
 from dreamgym.envs.textworld.navigation import Rooms, explore, read_rooms, way_to
 from dreamgym.envs.textworld.rooms import RoomsMapper
@@ -157,3 +159,32 @@ def test_everybody_acts_on_whatever_a_dream_may_show(state: State, seed: int) ->
     assert isinstance(anything(read_scene("cook carrot fried sliced", state), rng), str)
     for explorer in TextWorldAdapter("easy").explorers().values():
         assert isinstance(explorer("cook carrot fried sliced", state, rng), str)
+
+
+def test_a_level_of_several_rooms_is_recorded_in_its_view() -> None:
+    counter = RealSteps(purpose="logs")
+    logged = list(TextWorldAdapter("hard").collect(counter, 1, 0))
+    assert {e.task.panel for e in logged} == {"train"}
+    assert {e.task.difficulty for e in logged} == {"hard"}
+    assert all(any(s.endswith("you: here") for s in t.state) for e in logged for t in e.steps)
+    ends = {e.behaviour: e.stop for e in logged}
+    assert ends.pop("expert") is StopReason.WON
+    assert set(ends.values()) <= {StopReason.ABANDONED, StopReason.LOST}, "explorers win nothing"
+    assert counter.total > sum(len(e.steps) for e in logged), "prefixes that are re-played for counterfactuals count too"
+
+
+def test_the_pool_has_games_of_every_kind_and_one_cap() -> None:
+    adapter = TextWorldAdapter("mixed")
+    tasks = adapter.tasks("test", len(OPTIONS))
+    assert {t.difficulty for t in tasks} == set(OPTIONS)
+    env = adapter.env(RealSteps())
+    try:
+        easy = next(t for t in tasks if t.difficulty == "easy")
+        observation, _ = asyncio.run(env.reset(easy, 0))
+        assert "you: here" in observation, "one view for all of them"
+        ends = [asyncio.run(env.step("look")).truncated for _ in range(adapter.cap)]
+    finally:
+        asyncio.run(env.close())
+    assert ends == [False] * 59 + [True], "a game of easy goes on as long as the others here"
+    with pytest.raises(ConfigError, match="has no view 'current'"):
+        TextWorldAdapter("mixed", "current")

@@ -13,6 +13,9 @@ class SamplerConfig(BaseModel):
     """What makes a task worth playing (``curriculum/values.py``); ``uniform``: nothing, the least visited come first."""
     turns: Literal["played", "valid"] = "played"
     """What counts as a visit among the least visited: every group, or (cells made before) those with two valid members."""
+    clusters: int = Field(0, ge=0)
+    """For PPO: the tasks of a cluster are one group of Eq. 7, this many clusters of instructions (``curriculum/clusters.py``, the extra
+    [cluster]); 0 = each task is its own."""
     synthetic: float = Field(0.0, ge=0, le=1)
     """Lambda: the largest share of generated tasks in a draw."""
 

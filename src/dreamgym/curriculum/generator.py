@@ -18,6 +18,7 @@ from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.state import LINE, State
 from dreamgym.core.types import Episode, StopReason, Task
 from dreamgym.curriculum.config import GeneratorConfig
+from dreamgym.curriculum.sampler import FLOOR
 from dreamgym.curriculum.writing import SEEDS, Asked, Choice, Writer
 from dreamgym.replay.encoder import HashingEncoder
 
@@ -41,15 +42,28 @@ class Draft(NamedTuple):
 class TaskGenerator:
     """M_task with its checks. Deterministic: every draw is keyed by (seed, iteration, parent, draft)."""
 
-    def __init__(self, writer: Writer, logged: Sequence[Task], config: GeneratorConfig, seed: int) -> None:
-        self.writer, self.config, self.seed = writer, config, seed
+    def __init__(
+        self,
+        writer: Writer,
+        logged: Sequence[Task],
+        config: GeneratorConfig,
+        seed: int,
+        allowed: Callable[[str], bool] = lambda instruction: True,
+    ) -> None:
+        """``allowed``: whether an instruction may be trained on, where an environment keeps some for evaluation."""
+        self.writer, self.config, self.seed, self._allowed = writer, config, seed, allowed
         self._known = Phrases(logged)
         self._encoder = HashingEncoder()
 
+    def well_formed(self, text: str | None) -> bool:
+        """Whether a draft is worded as logged instructions are, whatever it names."""
+        return text is not None and self._known.follows(text)
+
     def vary(self, tasks: Mapping[str, Task], values: Mapping[str, Mapping[str, float]], iteration: int) -> list[Draft]:
-        """One round: drafts for the most valuable of ``tasks`` that were played; ties are drawn."""
+        """One round: drafts for the most valuable of ``tasks`` that were played and are worth more than the floor; ties are drawn."""
         rng = keyed_rng(self.seed, "parents", iteration)
-        played = [(values[t]["value"], rng.random(), t) for t in tasks if t in values and values[t]["visits"] and values[t]["value"] > 0]
+        worth = {t: values[t]["value"] for t in tasks if t in values and values[t]["visits"]}
+        played = [(value, rng.random(), t) for t, value in worth.items() if value > FLOOR]
         best = [t for _, _, t in sorted(played, reverse=True)]
         parents = [tasks[t] for t in best[: self.config.parents]]
         asked = [
@@ -114,6 +128,8 @@ class TaskGenerator:
         """Why a draft is not sound ("" where it is), and the cosine of the instruction most like it in its world."""
         if text is None:
             return "unreadable", 1.0
+        if not self._allowed(text):
+            return "kept for evaluation", 1.0
         world = (*parent.first_state, *parent.sheet)
         if missing := self._known.missing(text, world):
             return f"names what is not in its world: {missing[0]}", 1.0

@@ -15,16 +15,25 @@ from dreamgym.core.types import Task
 from dreamgym.curriculum.config import SamplerConfig
 from dreamgym.curriculum.values import NEUTRAL, VALUES, Rewards
 
+_Last = tuple[list[float | None], list[float | None]]
 FLOOR = 0.02
 FADE = 0.98
 
 
 class TaskSampler(Protocol):
-    """Hands out tasks, learns from the groups played on them, and can be saved with a run."""
+    """Hands out tasks, learns from the groups played on them, takes generated ones in, and can be saved with a run."""
 
     def next(self, n: int) -> list[str]: ...
 
     def observe(self, task: str, rewards: Rewards, progress: Rewards = ()) -> None: ...
+
+    def add(self, tasks: Sequence[Task]) -> None: ...
+
+    def unplayable(self) -> list[str]: ...
+
+    def drop(self, tasks: Sequence[str]) -> None: ...
+
+    def values(self) -> dict[str, dict[str, float]]: ...
 
     def state_dict(self) -> dict[str, object]: ...
 
@@ -37,8 +46,9 @@ class ValueSampler:
     """The default sampler. Groups without two valid members change no value: all invalid is not all failed. They are a turn all the
     same, so that a task that nobody can play does not come again at once and for ever.
 
-    ``clusters`` (task -> number): for PPO, where groups are small, the tasks of a cluster make one group G of Eq. 7, of each task's
-    last rewards (§5 of the paper); without, each task is its own.
+    ``clusters`` (logged task -> number): for PPO, where groups are small, the tasks of a cluster make one group G of Eq. 7, of each
+    task's last rewards (§5 of the paper), and all that were played have its value; written tasks are with the one that they descend
+    from. Without, each task is its own.
     """
 
     def __init__(
@@ -53,7 +63,7 @@ class ValueSampler:
         self._parent: dict[str, str] = {}
         self._invalid: set[str] = set()
         self._clusters = dict(clusters or {})
-        self._last: dict[str, tuple[list[float | None], list[float | None]]] = {}
+        self._last: dict[str, _Last] = {}
 
     def add(self, tasks: Sequence[Task]) -> None:
         """Generated tasks; each begins with the value of the nearest task of its lineage that is known."""
@@ -63,12 +73,16 @@ class ValueSampler:
             self._parent[task.id] = task.lineage[-1]
             self._value[task.id] = next((self._value[t] for t in reversed(task.lineage) if t in self._value), NEUTRAL)
             self._visits[task.id], self._turns[task.id], self._ended[task.id] = 0, 0, [0, 0, 0]
+            if task.lineage[0] in self._clusters:
+                self._clusters[task.id] = self._clusters[task.lineage[0]]
 
     def drop(self, tasks: Sequence[str]) -> None:
         """Forget generated tasks."""
         for task in tasks:
             del self._parent[task]
             self._invalid.discard(task)
+            self._last.pop(task, None)
+            self._clusters.pop(task, None)
             for known in (self._value, self._visits, self._turns, self._ended):
                 known.pop(task)
 
@@ -98,21 +112,21 @@ class ValueSampler:
         (self._invalid.discard if any(r is not None for r in rewards) else self._invalid.add)(task)
         for r in rewards:
             self._ended[task][2 if r is None else 0 if r > 0 else 1] += 1
-        together, known = self._group(task, rewards, progress)
+        group = self._group(task, rewards, progress)
+        together, known = [r for rs, _ in group.values() for r in rs], [p for _, ps in group.values() for p in ps]
         value = VALUES["variance" if self._config.value == "uniform" else self._config.value](together, known)
         if value is not None:
-            self._value[task] = value
             self._visits[task] += 1
+            self._value |= {t: value for t in group if self._visits[t]}
         self._turns[task] += value is not None or self._config.turns == "played"
 
-    def _group(self, task: str, rewards: Rewards, progress: Rewards) -> tuple[list[float | None], list[float | None]]:
-        """The group that a task's value is measured on."""
+    def _group(self, task: str, rewards: Rewards, progress: Rewards) -> dict[str, _Last]:
+        """The tasks that this one's value is measured with, each with its last rewards and progress."""
         own = (list(rewards), list(progress) or [None] * len(rewards))
-        if task not in self._clusters:
-            return own
+        if task not in self._clusters or all(r is None for r in rewards):
+            return {task: own}
         self._last[task] = own
-        members = [self._last[t] for t in self._last if self._clusters.get(t) == self._clusters[task]]
-        return [r for rs, _ in members for r in rs], [p for _, ps in members for p in ps]
+        return {t: last for t, last in self._last.items() if self._clusters[t] == self._clusters[task]}
 
     def unplayable(self) -> list[str]:
         """Generated tasks whose last group had no valid member."""
@@ -135,6 +149,7 @@ class ValueSampler:
             "parent": self._parent,
             "invalid": sorted(self._invalid),
             "last": self._last,
+            "clusters": {t: self._clusters[t] for t in self._parent if t in self._clusters},
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
@@ -147,7 +162,10 @@ class ValueSampler:
             raise ValueError("this sampler state belongs to other tasks; start the run anew")
         self._draws, self._value, self._visits, self._parent = draws, dict(value), dict(visits), dict(parent)
         turns, ended, last = state.get("turns"), state.get("ended"), state.get("last", {})
+        clusters = state.get("clusters", {})
         assert isinstance(last, dict)
+        assert isinstance(clusters, dict)
+        self._clusters |= clusters
         invalid = state.get("invalid", [])
         assert isinstance(invalid, list)
         self._invalid = set(invalid)

@@ -52,14 +52,15 @@ class Adapter(Protocol):
 
 
 def load_adapter(name: str) -> Adapter:
-    """``textworld/easy``, ``textworld/standard`` (``/current``: the view without memory) or ``module:object``."""
+    """``textworld/easy``, ``/standard`` (or with ``/current``: the view without memory), ``/hard``, ``/mixed``, or ``module:object``."""
     if name.startswith("textworld/"):
         from dreamgym.envs.textworld.adapter import TextWorldAdapter
 
         level, _, view = name.removeprefix("textworld/").partition("/")
         return TextWorldAdapter(level, view or "carried")
     if ":" not in name:
-        raise ConfigError(f"env: {name!r} is not known; use textworld/easy, textworld/standard (or with /current) or module:object")
+        known = "textworld/<easy|standard|hard|mixed> (easy and standard also with /current) or module:object"
+        raise ConfigError(f"env: {name!r} is not known; use {known}")
     found = load_object(name, "env")
     if not isinstance(found, Adapter):
         raise ConfigError(f"env: {name!r} is no Adapter; it needs name, cap, teacher, env(), tasks(), collect() and explorers()")

@@ -261,6 +261,8 @@ class Curriculum(SamplerConfig):
 class Evaluation(Section):
     panel: Literal["probe", "test", "unseen"] = "test"
     games: int = Field(150, ge=1)
+    samples: int = Field(1, ge=1)
+    """Episodes of each game; with more than one pass@k tells them apart."""
     probe_games: int = Field(50, ge=1)
     audit_games: int = Field(60, ge=1)
     """Held-out games of the audit."""
@@ -273,7 +275,9 @@ class RunConfig(Section):
     """Everything that decides a run."""
 
     env: str = "textworld/easy"
-    """``textworld/easy``, ``textworld/standard`` (with ``/current``: states without what closed containers hold) or ``module:object``."""
+    """``textworld/easy``, ``/standard`` (with ``/current``: states without what closed containers hold), ``/hard`` (three foods, six
+    rooms), ``/mixed`` (one to three foods, one room or six; both without shipped logs: ``logs: collect``, ``base: tiny``) or
+    ``module:object``."""
     logs: str = "shipped"
     """``shipped``, ``collect`` (record new ones), or a path to a .jsonl or .jsonl.xz file of episodes."""
     base: str = "shipped"
@@ -302,6 +306,8 @@ class RunConfig(Section):
             raise ValueError("policy.history has no effect with policy.context: transcript, which has all steps; leave it out")
         if self.policy.preset == "tiny" and (self.rl.invalid_action_penalty or self.s2r.invalid_action_penalty):
             raise ValueError("invalid_action_penalty (rl, s2r) needs policy.preset: paper; a reply of the preset tiny cannot be malformed")
+        if self.curriculum.clusters and "gae" not in (self.rl.advantage, self.s2r.advantage):
+            raise ValueError("curriculum.clusters groups tasks for PPO (advantage: gae, rl or s2r); else a task's own group is its group")
         if self.policy.lora and self.rl.advantage == "gae":
             raise ValueError("rl.advantage: gae trains a critic with all its weights; with policy.lora use group or leave_one_out")
         if self.policy.lora and self.s2r.advantage == "gae":

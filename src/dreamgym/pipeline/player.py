@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from dreamgym.core.errors import ConfigError
+from dreamgym.core.types import Task
 from dreamgym.curriculum.asking import ChatWriter
-from dreamgym.curriculum.writing import Asked, Choice, LocalWriter, Writer
+from dreamgym.curriculum.generator import Achieved, TaskGenerator
+from dreamgym.curriculum.writing import LocalWriter, Writer
 from dreamgym.endpoint.config import Chat, EndpointConfig
-from dreamgym.envs.adapter import load_object
+from dreamgym.envs.adapter import Adapter, load_object
 from dreamgym.experience.cautious import Cautious
 from dreamgym.experience.endpoint import EndpointExperienceModel
 from dreamgym.experience.fidelity import Draw, local_draws
@@ -21,7 +23,7 @@ from dreamgym.experience.precedent import Precedents, precedents
 from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.experience.second_opinion import JudgeOfSuccess, SecondOpinion, Verifier, programmatic
 from dreamgym.lm.local import LocalLM
-from dreamgym.pipeline.config import Opinion, Remote, RunConfig
+from dreamgym.pipeline.config import Curriculum, Opinion, Remote, RunConfig
 from dreamgym.pipeline.logs import load_logs
 from dreamgym.pipeline.run import LOGS, Run, console
 from dreamgym.replay.contract import Retrieval
@@ -41,17 +43,18 @@ def task_writer(model: ExperienceModel) -> Writer:
     return LocalWriter(player.lm)
 
 
-class Allowed:
-    """A writer whose drafts are unreadable where the environment keeps their like for evaluation (``Adapter.allowed(instruction)``)."""
+def task_generator(
+    model: ExperienceModel, adapter: Adapter, tasks: Sequence[Task], curriculum: Curriculum, seed: int
+) -> tuple[TaskGenerator, Achieved | None]:
+    """Who writes tasks in a run, and who tells what failed episodes achieved (None without hindsight).
 
-    def __init__(self, writer: Writer, allowed: Callable[[str], bool]) -> None:
-        self.writer, self.allowed = writer, allowed
-
-    def write(self, asked: Sequence[Asked]) -> list[str | None]:
-        return [text if text is not None and self.allowed(text) else None for text in self.writer.write(asked)]
-
-    def choose(self, choices: Sequence[Choice]) -> list[int | None]:
-        return self.writer.choose(choices)
+    Nothing is written that the environment keeps for evaluation, where its adapter says so (``allowed(instruction)``).
+    """
+    achieved: Achieved | None = getattr(adapter, "achieved", None)
+    if curriculum.hindsight and achieved is None:
+        raise ConfigError(f"curriculum.hindsight: the adapter {adapter.name} has no achieved(task, episode); set it to false")
+    allowed: Callable[[str], bool] = getattr(adapter, "allowed", lambda instruction: True)
+    return TaskGenerator(task_writer(model), tasks, curriculum.generator, seed, allowed), achieved if curriculum.hindsight else None
 
 
 def server(config: EndpointConfig) -> Chat:

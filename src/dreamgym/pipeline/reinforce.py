@@ -1,22 +1,20 @@
 """The stages of policy learning: in the dream, in the real environment as the control, and in the real one after the dream (S2R)."""
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import ConfigError
 from dreamgym.core.files import read_json
-from dreamgym.core.types import Episode, Task
-from dreamgym.curriculum.generator import Achieved, TaskGenerator
-from dreamgym.envs.adapter import Adapter, load_adapter
+from dreamgym.curriculum.clusters import clusters_of
+from dreamgym.envs.adapter import load_adapter
 from dreamgym.experience.model import ExperienceModel
 from dreamgym.pipeline.acting import context_of
 from dreamgym.pipeline.config import Reinforcement
-from dreamgym.pipeline.grounding import Followed, following, growing, logged, run_buffer
+from dreamgym.pipeline.grounding import Followed, encoder_of, following, growing, logged, run_buffer
 from dreamgym.pipeline.logs import load_logs, tasks_of
 from dreamgym.pipeline.play import panel_tasks
-from dreamgym.pipeline.player import Allowed, experience_model, remote_costs, task_writer
+from dreamgym.pipeline.player import experience_model, remote_costs, task_generator
 from dreamgym.pipeline.rl_run import RLRun
 from dreamgym.pipeline.run import LOGS, Run, bar, console
 from dreamgym.pipeline.trackers import tracked
@@ -49,19 +47,6 @@ def train_policy(run: Run, ranks: Ranks = ALONE) -> dict[str, object]:
 def sim_to_real(run: Run) -> dict[str, object]:
     """The dream's policy learns on in the real environment, under a hard budget of real transitions (S2R, arXiv 2511.03773 §4.4)."""
     return _reinforce(run, run.config.s2r, ("policy", "s2r_run", "s2r"), None, None)
-
-
-def _told(adapter: Adapter, allowed: Callable[[str], bool]) -> Achieved:
-    """What failed episodes did achieve, as far as it is not kept for evaluation."""
-    tell = getattr(adapter, "achieved", None)
-    if tell is None:
-        raise ConfigError(f"curriculum.hindsight: the adapter {adapter.name} has no achieved(task, episode); set it to false")
-
-    def told(task: Task, episode: Episode) -> str | None:
-        text = tell(task, episode)
-        return text if text is not None and allowed(text) else None
-
-    return told
 
 
 STALE = {"train": ("eval-policy", "audit", "long-audit", "sim-to-real", "eval-s2r"), "sim-to-real": ("eval-s2r",)}
@@ -101,11 +86,10 @@ def _reinforce(
         if not int(choose.synthetic * how.tasks):
             share = f"{choose.synthetic:g} of rl.tasks: {how.tasks}"
             raise ConfigError(f"curriculum.synthetic: {share} is no whole task; raise one of them, or set it to 0")
-        allowed = getattr(adapter, "allowed", lambda instruction: True)
-        generator = TaskGenerator(Allowed(task_writer(model), allowed), list(tasks.values()), wanted.generator, seed)
-        achieved = _told(adapter, allowed) if wanted.hindsight else None
+        generator, achieved = task_generator(model, adapter, list(tasks.values()), wanted, seed)
+    clusters = clusters_of(tasks, choose.clusters, encoder_of(run), seed) if choose.clusters and how.advantage == "gae" else None
     acts = (context_of(config), config.policy.tokens)
-    rl = RLRun(start, how, tasks, adapter, work, model, replay, counter, seed, *acts, ranks, choose, generator, achieved)
+    rl = RLRun(start, how, tasks, adapter, work, model, replay, counter, seed, *acts, ranks, choose, generator, achieved, clusters)
     name = ALGORITHMS[how.advantage]
     trackers = config.trackers if ranks.first else []
     source: Literal["dream", "real"] = "real" if model is None else "dream"

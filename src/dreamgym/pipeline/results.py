@@ -2,13 +2,14 @@
 
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
+from statistics import fmean
 
 from dreamgym.core.files import read_episodes, read_json, write_json
 from dreamgym.core.types import Episode, result_row
 from dreamgym.pipeline.run import Run
-from dreamgym.pipeline.stats import paired_interval
+from dreamgym.pipeline.stats import paired_interval, pass_at
 
 AUDIT_KEYS = (
     "success_precision",
@@ -38,9 +39,31 @@ def peak_rss_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def successes_by_task(episodes: list[Episode]) -> dict[str, float]:
-    """Task id -> real success (0 or 1); an invalid episode is left out."""
-    return {e.task.id: float(e.real_success()) for e in episodes if e.valid}
+def successes_of(episodes: Iterable[Episode]) -> dict[str, list[float]]:
+    """Task id -> real success (0 or 1) of each of its valid episodes; a task without one is left out."""
+    found: dict[str, list[float]] = {}
+    for e in episodes:
+        if e.valid:
+            found.setdefault(e.task.id, []).append(float(e.real_success()))
+    return found
+
+
+def successes_by_task(episodes: Iterable[Episode]) -> dict[str, float]:
+    """Task id -> real success, mean over its valid episodes."""
+    return {name: fmean(found) for name, found in successes_of(episodes).items()}
+
+
+def evaluation_figures(episodes: Sequence[Episode]) -> dict[str, object]:
+    """Of one arm's real evaluation: pass@k up to the episodes that each game has, steps, and how many of them changed nothing."""
+    steps = [t for e in episodes for t in e.transitions]
+    found = list(successes_of(episodes).values())
+    idle = sum(not t.change and t.outcome == "go" for t in steps)
+    return {
+        "pass_at": {str(k): pass_at(k, found) for k in range(1, max(map(len, found), default=0) + 1)},
+        "mean_steps": len(steps) / len(episodes),
+        "no_effect": idle / len(steps) if steps else 0.0,
+        "invalid": sum(not e.valid for e in episodes),
+    }
 
 
 def headline(results: Mapping[str, object]) -> str:
@@ -71,8 +94,10 @@ def write_results(run: Run) -> dict[str, object]:
     policies = audit["policies"]
     assert isinstance(policies, dict)
     s2r: dict[str, object] = {}
+    played = {"sft": before, "policy": after}
     if run.done("eval-s2r"):
         learned = list(read_episodes(run.path(f"eval-s2r-{panel}.jsonl")))
+        played["s2r"] = learned
         spent = run.summary("sim-to-real")
         s2r = {
             "after": [run.summary("eval-s2r")["real_success"]],
@@ -81,10 +106,11 @@ def write_results(run: Run) -> dict[str, object]:
         }
     results: dict[str, object] = {
         "seeds": [run.config.seed],
-        "n_test": len(after),
+        "n_test": len({e.task.id for e in after}),
         "panel": panel,
         "before": [run.summary("eval-sft")["real_success"]],
         "after": [run.summary("eval-policy")["real_success"]],
+        "evaluation": {arm: evaluation_figures(episodes) for arm, episodes in played.items()},
         "sft_all": [],
         "grpo_real": [],
         "dream_after": [policies["policy"]["dream"]],

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from dreamgym.core.files import episode_line, write_atomic
 from dreamgym.core.types import Episode, Task
 from dreamgym.curriculum.config import SamplerConfig
 from dreamgym.curriculum.generator import Achieved, Draft, TaskGenerator
-from dreamgym.curriculum.sampler import ValueSampler
+from dreamgym.curriculum.sampler import TaskSampler, ValueSampler
 from dreamgym.curriculum.values import progress_of
 from dreamgym.dream import SheetBook
 from dreamgym.envs.adapter import Adapter
@@ -57,6 +57,7 @@ class RLRun:
         choose: SamplerConfig | None = None,
         generator: TaskGenerator | None = None,
         achieved: Achieved | None = None,
+        clusters: Mapping[str, int] | None = None,
     ) -> None:
         self.ranks, self.generator, self.achieved = ranks, generator, achieved
         self.seed, self.context, self.action_tokens = seed, context, action_tokens
@@ -75,7 +76,7 @@ class RLRun:
         self.lm = LocalLM.load(checkpoint if resumed else start)
         self.trainer = Trainer(self.lm, config, self._play, start, seed, action_tokens, ranks)
         self.sheets = SheetBook(tasks.values())
-        self.sampler = ValueSampler(sorted(tasks), seed, choose)
+        self.sampler: TaskSampler = ValueSampler(sorted(tasks), seed, choose, clusters)
         self.probe: list[dict[str, float]] = []
         self.ended = ""
         """Why ``run`` came to its end: ``iterations``, ``budget``, ``patience`` or ``alarm``."""
@@ -164,6 +165,8 @@ class RLRun:
             if self.replay is not None:
                 self.replay.add(episodes, self.iteration)
                 self.ranks.wait()
+        if self.generator is not None:
+            metrics["synthetic"] = sum(bool(self.sheets.tasks[name].lineage) for name in groups) / max(len(groups), 1)
         if self.generator is not None and self.iteration % self.generator.config.every == 0 and self.iteration < self.config.iterations:
             metrics |= self._write_tasks(self.generator, episodes, self.iteration - 1)
         spent = {name: float(n - before[name]) for name, n in self._spent().items()}
@@ -293,7 +296,8 @@ class RLRun:
             return {}
         if not self.probe or rate >= max(p["success"] for p in self.probe):
             self.lm.save(self.folder / "policy")
-        self.probe.append({"iteration": float(self.iteration), "success": rate})
+        spent = {f"{purpose}_steps": float(self.counter.counts.get(purpose, 0)) for purpose in ("rl", "probe")}
+        self.probe.append({"iteration": float(self.iteration), "success": rate, **spent})
         gap = {} if self.model is None or dreamed is None else {"dream_gap": dreamed - rate}
         return {"probe_real_success": rate, **gap}
 

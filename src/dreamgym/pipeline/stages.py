@@ -27,6 +27,7 @@ from dreamgym.pipeline.logs import counts, load_logs, successes, tasks_of
 from dreamgym.pipeline.play import panel_tasks, play_real, seats_for, success_rate
 from dreamgym.pipeline.player import draws, experience_model, prompt_config, server
 from dreamgym.pipeline.reinforce import sim_to_real, train_policy
+from dreamgym.pipeline.results import evaluation_figures
 from dreamgym.pipeline.run import LOGS, Run, bar, console, drop_torn_checkpoints, fit_report
 from dreamgym.pipeline.user_logs import read_user_logs
 from dreamgym.rl.policy import Scripted
@@ -40,6 +41,11 @@ def shipped(name: str) -> Path:
     return Path(str(resources.files("dreamgym.data").joinpath(name)))
 
 
+def shipped_base(level: str) -> Path:
+    """The language model of a level's kind of logs: cooking in one room, or in several."""
+    return shipped("base-rooms" if level in ("hard", "mixed") else "base")
+
+
 def fit_config(o: Optimisation, seed: int) -> FitConfig:
     return FitConfig(learning_rate=o.learning_rate, epochs=o.epochs, row_length=o.row_length, rows=o.rows, seed=seed)
 
@@ -47,6 +53,7 @@ def fit_config(o: Optimisation, seed: int) -> FitConfig:
 def collect(run: Run) -> Summary:
     """Logs into the run: shipped ones, a user's file (checked line by line), or newly recorded."""
     config, adapter = run.config, load_adapter(run.config.env)
+    base_path(run)  # a base that is not there is told before hours of recording
     counter = RealSteps()
     if config.logs == "collect":
         episodes = _record(run, adapter, counter)
@@ -78,7 +85,7 @@ def _level(config: RunConfig) -> str:
 def shipped_logs(path: Path, adapter: Adapter) -> list[Episode]:
     """The logs of a level, as its adapter's view would have recorded them."""
     episodes = load_logs([path])
-    if getattr(adapter, "view", "carried") == "carried":
+    if getattr(adapter, "view", "carried") != "current":
         return episodes
     from dreamgym.envs.textworld.view import projected
 
@@ -165,7 +172,12 @@ def base_model(run: Run) -> Summary:
 def base_path(run: Run) -> str:
     if run.config.base == "tiny":
         return str(run.path("base"))
-    return str(shipped("base")) if run.config.base == "shipped" else run.config.base
+    if run.config.base != "shipped":
+        return run.config.base
+    path = shipped_base(_level(run.config))
+    if not path.exists():
+        raise ConfigError(f"base: none is shipped for {run.config.env}; set base to 'tiny' (trained on the logs' text) or to a causal LM")
+    return str(path)
 
 
 def train_experience_model(run: Run) -> Summary:
@@ -240,18 +252,17 @@ def evaluate(run: Run, arm: str) -> Summary:
     """Real success of ``sft`` (before), ``policy`` (after) or ``s2r`` (after it learned on for real); every episode is kept."""
     config, adapter = run.config, load_adapter(run.config.env)
     counter = RealSteps()
-    panel = config.evaluation.panel
+    panel, samples = config.evaluation.panel, config.evaluation.samples
     tasks = panel_tasks(adapter, panel, config.evaluation.games)
     policy = actor(LocalLM.load(run.path(arm)), config)
-    played = play_real(policy, adapter, seats_for(tasks, config.seed), counter, panel, arm)
+    played = play_real(policy, adapter, seats_for(tasks, config.seed, samples), counter, panel, arm)
     episodes = [r.episode for r in played]
     write_episodes(run.path(f"eval-{arm}-{panel}.jsonl"), episodes)
     return {
         "real_success": success_rate(played),
         "games": len(tasks),
-        "invalid": sum(not e.valid for e in episodes),
+        **evaluation_figures(episodes),
         "real_steps": counter.total,
-        "mean_steps": sum(len(e.transitions) for e in episodes) / len(episodes),
     }
 
 
@@ -304,7 +315,10 @@ def attack(run: Run) -> Summary:
     if not won:
         raise DataError(f"{run.folder}: neither the evaluation nor an explorer won an episode, so there is no place to attack")
     model = experience_model(run, logged(run))
-    found = attack_run(model, adapter, won[:30], counter, config.experience.prompt.k > 0).result()
+    scenes: dict[str, Episode] = {}
+    for e in won:
+        scenes.setdefault(e.task.id, e)
+    found = attack_run(model, adapter, list(scenes.values())[:30], counter, config.experience.prompt.k > 0).result()
     write_json(run.path("attacks.json"), found)
     return {**found, "real_steps_audit": counter.total}
 

@@ -1,12 +1,23 @@
-"""Statistics of result tables: means over seeds, and a bootstrap over seeds and games for the difference of two arms."""
+"""Statistics of result tables: means over seeds, pass@k, and a bootstrap over seeds and games for the difference of two arms."""
 
+import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import numpy as np
 
 from dreamgym.core.seeding import keyed_rng
 
 DRAWS = 10_000
+
+
+def pass_at(k: int, successes: Sequence[Sequence[float]]) -> float:
+    """pass@k: the chance that one of ``k`` episodes of a game succeeds, mean over games (arXiv 2107.03374, Eq. 1, unbiased).
+
+    ``successes`` holds each game's valid episodes; games with fewer than ``k`` of them are left out. NaN where none is left.
+    """
+    rates = [1 - math.comb(len(g) - round(sum(g)), k) / math.comb(len(g), k) for g in successes if len(g) >= k]
+    return fmean(rates) if rates else math.nan
 
 
 def paired_interval(

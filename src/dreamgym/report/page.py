@@ -20,10 +20,11 @@ from dreamgym.core.errors import DataError, MissingExtraError
 from dreamgym.core.files import episode_of_line, read_episodes, read_json, write_atomic
 from dreamgym.core.types import Episode, StopReason
 from dreamgym.pipeline.config import load_config
-from dreamgym.pipeline.results import successes_by_task
+from dreamgym.pipeline.results import evaluation_figures, successes_by_task
 from dreamgym.pipeline.stats import paired_interval
 from dreamgym.report.chart import Chart, Series, whole_ticks
 from dreamgym.report.long_audit import long_audit_view
+from dreamgym.report.tasks import tasks_view
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -70,9 +71,14 @@ class Evaluation:
         before, after = successes_by_task(self.before), successes_by_task(self.after)
         interval = paired_interval([after], [before], ("after", "before")) if before.keys() & after.keys() else None
         return {"panel": self.panel, "held_out": self.panel in ("test", "unseen"), "before": success(self.before),
-                "after": success(self.after), "s2r": success(self.s2r), "n": sum(e.valid for e in self.after or self.before),
-                "interval": interval,
+                "after": success(self.after), "s2r": success(self.s2r), "n": len({e.task.id for e in self.after or self.before if e.valid}),
+                "interval": interval, "figures": self.figures(),
                 "invalid": sum(not e.valid for e in self.before + self.after + self.s2r)}
+
+    def figures(self) -> list[Json]:
+        """Of each arm that was evaluated: pass@k up to the episodes that a game has, steps, and how many of them changed nothing."""
+        arms = (("before", self.before), ("after", self.after), ("after learning on for real", self.s2r))
+        return [{"arm": name, **evaluation_figures(episodes)} for name, episodes in arms if episodes]
 
 
 class RunFiles:
@@ -91,6 +97,7 @@ class RunFiles:
             for p in (folder / f"{name}.json" for name in ("audit", "results", "fidelity", "attacks"))
         )
         self.metrics: list[Json] = [m for _, m, _ in json_lines(folder / "policy_run/metrics.jsonl")]
+        self.drafts: list[Json] = [d for _, d, _ in json_lines(folder / "policy_run/tasks.jsonl")]
         self.evaluations = self._evaluations()
         self.twins = self._twins()
 
@@ -169,6 +176,7 @@ def context(run: RunFiles) -> Json:
             "stages": run.stages, "command": command, "dreaming": dreaming, "evaluations": evaluations, "metrics": run.metrics,
             "budget": budget(run, dreaming), "charts": charts(run.metrics, dreaming, evaluations), "groups": browse(run, dreaming),
             "audit": run.audit, "long": _long(run), "attacks": run.attacks, "errors": error_examples(run.audit or {}),
+            "tasks": tasks_view(run.folder, run.metrics, run.drafts, dreaming),
             "longest": max((number_of(s, "wall_s") for s in run.stages.values()), default=0.0)}
 
 
@@ -228,10 +236,11 @@ def browse(run: RunFiles, dreaming: bool) -> list[Json]:
     failed = [x for x in shown if x.stop != StopReason.WON]
     real = spread(failed, max(SHOWN // 2, SHOWN - len(won)))
     real += spread(won, SHOWN - len(real))
-    before = {x.task.id: ENDS[x.stop] for x in e.before} if arm == "after" else {}
+    before = {(x.task.id, x.member): ENDS[x.stop] for x in e.before} if arm == "after" else {}
+    notes = {x.id: f"Before training, this game: {before[x.task.id, x.member]}." for x in real if (x.task.id, x.member) in before}
     groups.append({"title": f"Real evaluation episodes, {arm} training", "stages": ["eval-sft", "eval-policy"],
-                   "episodes": [episode_view(x, note=f"Before training, this game: {before[x.task.id]}." if x.task.id in before else "")
-                                for x in real], "text": f"Panel {e.panel}: failures first, then wins."})
+                   "episodes": [episode_view(x, note=notes.get(x.id, "")) for x in real],
+                   "text": f"Panel {e.panel}: failures first, then wins."})
     return groups
 
 

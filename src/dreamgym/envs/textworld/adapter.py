@@ -12,7 +12,7 @@ from dreamgym.envs.adapter import Explorer
 from dreamgym.envs.textworld.behaviours import Scene, anything, expert, goal_of, near_miss, read_scene
 from dreamgym.envs.textworld.collect import DEMONSTRATIONS, Recorder
 from dreamgym.envs.textworld.env import ENV, TextWorldEnv, look_at
-from dreamgym.envs.textworld.games import CAPS, LEVELS, make_games, parse_task_id
+from dreamgym.envs.textworld.games import CAPS, LEVELS, ONE_ROOM, make_games, parse_task_id
 from dreamgym.envs.textworld.hindsight import achieved
 from dreamgym.envs.textworld.mapper import View, spaced
 from dreamgym.envs.textworld.panels import check_game, panels, reserved
@@ -28,14 +28,16 @@ class TextWorldAdapter:
             raise ConfigError(f"env: textworld has no level {level!r}; levels are {', '.join(LEVELS)}")
         if view not in ("carried", "current"):
             raise ConfigError(f"env: textworld has no view {view!r}; views are carried, current")
+        if view == "current" and level not in ONE_ROOM:
+            raise ConfigError(f"env: textworld/{level} has no view 'current': its states tell of several rooms; leave it out")
         self.level = level
-        self.view: View = "current" if view == "current" else "carried"
+        self.view: View = "rooms" if level not in ONE_ROOM else "current" if view == "current" else "carried"
         self.name = ENV
         self.cap = CAPS[level]
         self.teacher = CookingTeacher()
 
     def env(self, counter: RealSteps) -> Env:
-        return TextWorldEnv(counter, self.view)
+        return TextWorldEnv(counter, self.view, self.cap)
 
     def tasks(self, panel: Panel, limit: int) -> list[Task]:
         """Tasks by id alone (instruction and first state are read at reset), their games compiled and checked."""
@@ -43,16 +45,18 @@ class TextWorldAdapter:
         make_games([parse_task_id(g.task) for g in games])
         for game in games:
             check_game(game)
-        return [Task(id=g.task, instruction="", first_state=(), panel=panel, difficulty=self.level) for g in games]
+        return [Task(id=g.task, instruction="", first_state=(), panel=panel, difficulty=parse_task_id(g.task)[0]) for g in games]
 
     def collect(self, counter: RealSteps, limit: int, seed: int) -> Iterator[Episode]:
         demonstrations, demonstrator = DEMONSTRATIONS[self.level]
         for i, game in enumerate(panels(self.level, "train")[:limit]):
             check_game(game)
             level, number = parse_task_id(game.task)
-            task = look_at(level, number, "train", counter)
-            recorded = Recorder(counter, seed, demonstrator).game(task, demonstrate=i < demonstrations)
-            yield from recorded if self.view == "carried" else map(projected, recorded)
+            logged: View = "carried" if self.view == "current" else self.view
+            task = look_at(level, number, "train", counter, logged)
+            recorder = Recorder(counter, seed, demonstrator, logged, self.cap, longer=1 if self.level in ONE_ROOM else 2)
+            recorded = recorder.game(task, demonstrate=i < demonstrations)
+            yield from map(projected, recorded) if self.view == "current" else recorded
 
     def allowed(self, instruction: str) -> bool:
         """Whether a written task may be trained on: none of its food and preparation pairs is kept for the panel ``unseen``."""

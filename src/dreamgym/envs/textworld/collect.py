@@ -38,7 +38,12 @@ from dreamgym.envs.textworld.mapper import View
 Behaviour = Callable[[Scene, np.random.Generator], str]
 BRANCHES = 3
 """Counterfactual steps per visited state."""
-DEMONSTRATIONS: dict[str, tuple[int, Behaviour]] = {"easy": (18, expert), "standard": (60, orderly)}
+DEMONSTRATIONS: dict[str, tuple[int, Behaviour]] = {
+    "easy": (18, expert),
+    "standard": (60, orderly),
+    "hard": (100, orderly),
+    "mixed": (60, orderly),
+}
 """Training games with a successful episode in the logs, and who plays it; all others hold exploration only."""
 
 
@@ -50,12 +55,14 @@ class Recorder:
     seed: int = 0
     demonstrator: Behaviour = expert
     view: View = "carried"
+    cap: int | None = None
+    """Steps after which an episode is truncated; None = as its game's level has it."""
     longer: int = 1
     """Explorers go on this many times as long: there is more to do where there are more rooms and foods."""
 
     def game(self, task: Task, demonstrate: bool) -> Iterator[Episode]:
         """All logged episodes of one training game."""
-        env = TextWorldEnv(self.counter, self.view)
+        env = TextWorldEnv(self.counter, self.view, self.cap)
         if demonstrate:
             yield self.episode(env, task, "expert", self.demonstrator, branches=0, give_up=None)
         for i in range(2):

@@ -6,14 +6,14 @@ step = await env.step("take red_potato from counter")
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import textworld
 
 from dreamgym.core.env import Info, RealSteps, Step
 from dreamgym.core.state import State, text_of_state
 from dreamgym.core.types import Panel, StopReason, Task
-from dreamgym.envs.textworld.games import CAPS, make_game, parse_task_id, task_id
+from dreamgym.envs.textworld.games import CAPS, MIXED, make_game, parse_task_id, task_id
 from dreamgym.envs.textworld.mapper import Fact, FactMapper, View, one_word, spaced
 from dreamgym.envs.textworld.rooms import RoomsMapper
 
@@ -56,7 +56,7 @@ def instruction_of(cookbook: str) -> str:
     wants: dict[str, list[str]] = {food: [] for food in foods}
     for verb, food in re.findall(r"^\s*(\w+) the (.+?)\s*$", directions, re.MULTILINE):
         wants[food].append(_VERBS[verb])
-    return _instruction(wants)
+    return recipe_text(wants)
 
 
 def recipe_in(facts: Iterable[Fact]) -> str:
@@ -64,10 +64,11 @@ def recipe_in(facts: Iterable[Fact]) -> str:
     known = [(f.name, [v.name for v in f.arguments]) for f in facts]
     foods = {names[1]: names[0] for name, names in known if name == "base"}
     wants = {food: [name for name, names in known if names == [i] and name in _VERBS.values()] for i, food in foods.items()}
-    return _instruction(wants)
+    return recipe_text(wants)
 
 
-def _instruction(wants: dict[str, list[str]]) -> str:
+def recipe_text(wants: Mapping[str, Sequence[str]]) -> str:
+    """A recipe as an instruction: what each food wants done."""
     order = {w: i for i, w in enumerate(("fried", "roasted", "grilled", "chopped", "sliced", "diced"))}
     parts = [f"{one_word(food)} {' '.join(sorted(done, key=order.__getitem__))}" for food, done in sorted(wants.items())]
     return "cook " + " and ".join(parts)
@@ -84,8 +85,9 @@ def one_command(action: str) -> str:
 class TextWorldEnv:
     """One live cooking game. ``seed`` of ``reset`` has no effect: a game is fixed by its task id."""
 
-    def __init__(self, counter: RealSteps, view: View = "carried") -> None:
-        self.counter = counter
+    def __init__(self, counter: RealSteps, view: View = "carried", cap: int | None = None) -> None:
+        """``cap``: steps after which an episode is truncated; None = as its game's level has it."""
+        self.counter, self._limit = counter, cap
         self._mapper = RoomsMapper() if view == "rooms" else FactMapper(view)
         self._game: textworld.core.Environment | None = None
         self._task = ""
@@ -123,7 +125,7 @@ class TextWorldEnv:
         book, _, _ = self._game.step("examine cookbook")
         self._mapper.reset()
         self._state = self._mapper.observe(book.facts)
-        self._cap, self._steps, self._done = CAPS[level], 0, False
+        self._cap, self._steps, self._done = self._limit or CAPS.get(level, CAPS[MIXED]), 0, False
         read = "Ingredients:" in book.feedback
         return text_of_state(self._state), {"instruction": instruction_of(book.feedback) if read else recipe_in(book.facts)}
 

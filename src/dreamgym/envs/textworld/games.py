@@ -34,14 +34,21 @@ OPTIONS: dict[str, dict[str, int | bool]] = {
     "easy": _options(1, 1),
     "standard": _options(2, 1),
     "hard": _options(3, 6),
+    "recipe3": _options(3, 1),
+    "recipe1_go6": _options(1, 6),
+    "recipe2_go6": _options(2, 6),
 }
 """What a game is made with, by the name in its task id."""
 REALISED = "realised"
 """Games built from a task's text (``realise.py``) instead of a seed."""
-CAPS: dict[str, int] = {"easy": 30, "standard": 40, "hard": 60, REALISED: 60}
-"""Steps after which an episode is truncated."""
-LEVELS = ("easy", "standard")
-"""What has panels and logs."""
+MIXED = "mixed"
+"""The pool of games of all these kinds, for the curriculum."""
+CAPS: dict[str, int] = {"easy": 30, "standard": 40, "hard": 60, MIXED: 60, REALISED: 60}
+"""Steps after which an episode is truncated, by level; one for all games of the mixed pool."""
+LEVELS = ("easy", "standard", "hard", MIXED)
+"""What has panels."""
+ONE_ROOM = ("easy", "standard")
+"""Levels whose states tell of no map."""
 RECIPE_SEED = 0
 """tw-make's default: the recipe is drawn with the game's own seed."""
 

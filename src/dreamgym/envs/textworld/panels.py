@@ -16,12 +16,14 @@ from dreamgym.core.errors import DataError
 from dreamgym.core.files import write_atomic
 from dreamgym.core.seeding import key_of
 from dreamgym.core.types import Panel
-from dreamgym.envs.textworld.games import LEVELS, content_hash, make_game, recipe_of, task_id
+from dreamgym.envs.textworld.games import LEVELS, MIXED, OPTIONS, content_hash, make_game, recipe_of, task_id
 
 SIZES: dict[Panel, int] = {"train": 620, "probe": 100, "test": 150, "unseen": 50}
 """Games per level and panel."""
-SEEDS = 1100
-"""Seeds 1..SEEDS are looked at."""
+STRATUM: dict[Panel, int] = {"train": 104, "probe": 17, "test": 25, "unseen": 9}
+"""Games of each kind in the mixed pool."""
+SEEDS = 1400
+"""Seeds 1..SEEDS are looked at, until the panels are full."""
 _RESERVED = 0.1
 
 
@@ -45,18 +47,29 @@ def panel_of(content: str, recipe: tuple[tuple[str, str, str], ...]) -> Panel:
     if any(reserved(pair) for pair in recipe):
         return "unseen"
     share = key_of("panel", content) / 2**64
-    total = 600 + SIZES["probe"] + SIZES["test"]
+    total = 600 + SIZES["probe"] + SIZES["test"]  # the same shares in every level
     if share < SIZES["test"] / total:
         return "test"
     return "probe" if share < (SIZES["test"] + SIZES["probe"]) / total else "train"
 
 
 def choose(level: str) -> list[Game]:
-    """The panels of a level, from its seeds in order. Games of equal content are taken once outside ``train``."""
+    """The panels of a level; in those of the mixed pool each kind of game has its turn."""
+    if level != MIXED:
+        return take(level, SIZES)
+    kinds = [take(kind, STRATUM) for kind in OPTIONS]
+    of = {panel: [[g for g in games if g.panel == panel] for games in kinds] for panel in STRATUM}
+    return [game for panel in STRATUM for games in zip(*of[panel], strict=True) for game in games]
+
+
+def take(level: str, sizes: dict[Panel, int]) -> list[Game]:
+    """Games of one kind from its seeds in order. Games of equal content are taken once outside ``train``."""
     chosen: list[Game] = []
-    left = dict(SIZES)
+    left = dict(sizes)
     contents: set[str] = set()
     for seed in range(1, SEEDS + 1):
+        if not any(left.values()):
+            break
         path = make_game(level, seed)
         content, recipe = content_hash(path), recipe_of(path)
         panel = panel_of(content, recipe)
@@ -84,7 +97,7 @@ def check_game(game: Game) -> None:
 
 
 def write_panels(path: Path) -> None:
-    """Make ``panels.json`` anew (builds about 2,000 games, 20 minutes on two cores): ``python -m dreamgym.envs.textworld.panels FILE``."""
+    """Make ``panels.json`` anew (about 4,000 games, an hour and a half on one core): ``python -m dreamgym.envs.textworld.panels FILE``."""
     data = {level: [g.model_dump(mode="json") for g in choose(level)] for level in LEVELS}
     write_atomic(path, json.dumps(data, separators=(",", ":")).replace('{"task"', '\n{"task"') + "\n")
 

@@ -237,8 +237,11 @@ def _quests(maker: GameMaker, goal: Mapping[str, tuple[str, str]], foods: Mappin
     return [*quests, Quest(win_events=[consumed], fail_events=[burned])]
 
 
-def solved(task: Task, counter: RealSteps, tries: int = 2) -> Proof:
-    """Whether a scripted cook wins the real game of ``task``; its steps are counted. What cannot be built is not solvable."""
+def solved(task: Task, counter: RealSteps, cap: int | None = None, tries: int = 2) -> Proof:
+    """Whether a scripted cook wins the real game of ``task``; its steps are counted. What cannot be built is not solvable.
+
+    ``cap``: steps that an agent has, and the cook too; None = as the task's level has it.
+    """
     try:
         game = realise(task)
     except Unbuildable as e:
@@ -247,7 +250,7 @@ def solved(task: Task, counter: RealSteps, tries: int = 2) -> Proof:
     env = TextWorldEnv(counter, "rooms" if read_rooms(task.first_state) else "carried")
     try:
         for n in range(tries):
-            reason = _cooked(env, game, task, np.random.default_rng(n))
+            reason = _cooked(env, game, task, cap or CAPS.get(task.difficulty, CAPS[REALISED]), np.random.default_rng(n))
             if reason == "won":
                 break
     finally:
@@ -255,12 +258,12 @@ def solved(task: Task, counter: RealSteps, tries: int = 2) -> Proof:
     return Proof(reason == "won", reason, game, counter.total - before)
 
 
-def _cooked(env: TextWorldEnv, game: str, task: Task, rng: np.random.Generator) -> str:
-    """How a cook's game ends who has as many steps as an agent has at the task's level."""
+def _cooked(env: TextWorldEnv, game: str, task: Task, cap: int, rng: np.random.Generator) -> str:
+    """How a cook's game ends who has ``cap`` steps."""
     observation, info = env.reset_sync(game)
     if goal_of(str(info["instruction"])) != goal_of(task.instruction):
         return f"the game wants {info['instruction']!r}"
-    for _ in range(CAPS.get(task.difficulty, CAPS[REALISED])):
+    for _ in range(cap):
         answer = env.step_sync(orderly(read_scene(task.instruction, state_of_text(observation)), rng))
         observation, stop = answer.observation, answer.info.get("stop")
         if isinstance(stop, StopReason):

@@ -1,0 +1,162 @@
+"""The validity report of the task generator: are its tasks well formed, possible, new, and worth playing?
+
+    python -m benchmarks.generator         # writes benchmarks/results/generator.json
+
+The experience model of the mixed pool writes; the policy is the warm start of seed 0. 200 logged tasks, drawn uniformly, are played in
+groups of four, which gives the values by which the generator picks what to vary, and the mean value that written tasks are held
+against. Written tasks are played in fresh groups of four, and each is built as a real game that a scripted cook tries to win (its real
+steps are counted). What the simulator's own dice add to a group's variance is measured by playing the same actions again under other
+keys.
+"""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean, pvariance
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from benchmarks.cells import HERE, POOL, all_levels, commit
+from benchmarks.grid import Cell, console
+from dreamgym.core.env import RealSteps
+from dreamgym.core.files import write_json
+from dreamgym.core.seeding import keyed_rng
+from dreamgym.core.types import Task
+from dreamgym.curriculum.sampler import ValueSampler
+from dreamgym.curriculum.values import variance
+from dreamgym.envs.textworld.realise import solved
+from dreamgym.experience.model import ExperienceModel, LocalExperienceModel
+from dreamgym.lm.local import LocalLM
+from dreamgym.pipeline.config import Curriculum
+from dreamgym.pipeline.play import play_dream, seats_for
+from dreamgym.pipeline.player import task_generator
+from dreamgym.pipeline.results import versions
+from dreamgym.replay.buffer import ReplayBuffer
+from dreamgym.replay.contract import Retrieval
+from dreamgym.rl.context import Turn
+from dreamgym.rl.credit import episode_return
+from dreamgym.rl.policy import Policy, Sample
+from dreamgym.rl.rollout import Rollout, Seat
+
+TASKS, GROUP, WANTED, ROUNDS = 200, 4, 200, 20
+PARENTS = 32
+"""Tasks varied in a round."""
+Groups = dict[str, list[Rollout]]
+
+
+class Again:
+    """Takes the actions that were taken before."""
+
+    def __init__(self, played: Sequence[Rollout]) -> None:
+        self.actions = {(r.episode.task.id, r.episode.member): [s.action for s in r.samples] for r in played}
+
+    def act(self, turns: Sequence[Turn]) -> list[Sample]:
+        said = []
+        for turn in turns:
+            _, _, task, member, step = turn.key
+            actions = self.actions[str(task), int(member) % GROUP]
+            said.append(Sample((), (), (), actions[int(step)] if int(step) < len(actions) else "look"))
+        return said
+
+
+def groups(played: Sequence[Rollout]) -> Groups:
+    found: Groups = {}
+    for r in played:
+        found.setdefault(r.episode.task.id, []).append(r)
+    return found
+
+
+def mean_value(found: Groups) -> float:
+    """Mean V (Eq. 7) of the groups that have two valid members."""
+    values = [variance([episode_return(r) for r in rs]) for rs in found.values()]
+    return fmean(v for v in values if v is not None)
+
+
+def simulators_share(
+    model: ExperienceModel, retrieval: Retrieval, cap: int, played: Sequence[Rollout], tasks: dict[str, Task]
+) -> float:
+    """Variance of an episode's reward when its actions are taken again under other keys, over the variance inside its group."""
+    seats = [Seat(tasks[r.episode.task.id], r.episode.member + GROUP * n, 1 + n, 1 + n) for r in played for n in (1, 2)]
+    model.use(retrieval)  # what it answered is forgotten
+    again = groups(play_dream(Again(played), model, cap, seats))
+    noise, whole = [], []
+    for name, first in groups(played).items():
+        own = variance([episode_return(r) for r in first])
+        if not own:
+            continue
+        for r in first:
+            same = [x for x in again[name] if x.episode.member % GROUP == r.episode.member]
+            rewards = [v for v in map(episode_return, [r, *same]) if v is not None]
+            if len(rewards) > 1:
+                noise.append(pvariance(rewards))
+                whole.append(own)
+    return fmean(noise) / fmean(whole) if whole else 0.0
+
+
+def main() -> None:
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if POOL not in all_levels():
+        sys.exit(f"error: no logs of {POOL}; fix: python -m benchmarks.ship logs {POOL}, then base rooms")
+    cell, buffer = Cell(POOL, "grpo_dream+lambda_25", 0), ReplayBuffer()
+    buffer.add(cell.logs)
+    model = LocalExperienceModel(cell.trained(), cell.prompt(), buffer.snapshot(), cell.wins)
+    actor, cap = Policy(LocalLM.load(cell.warm()), 1.0), cell.adapter.cap
+    names = sorted(cell.tasks)
+    drawn = [names[int(i)] for i in keyed_rng("generator", "uniform").permutation(len(names))[:TASKS]]
+    first = play_dream(actor, model, cap, seats_for([cell.tasks[n] for n in drawn], 0, GROUP))
+    fresh = play_dream(actor, model, cap, seats_for([cell.tasks[n] for n in drawn], 1, GROUP))
+    sampler = ValueSampler(names, 0)
+    for name, rs in groups(first).items():
+        sampler.observe(name, [episode_return(r) for r in rs])
+    curriculum = Curriculum(synthetic=0.25)
+    curriculum = curriculum.model_copy(update={"generator": curriculum.generator.model_copy(update={"parents": PARENTS})})
+    generator, _ = task_generator(model, cell.adapter, list(cell.tasks.values()), curriculum, 0)
+    drafts, tasks = [], dict(cell.tasks)
+    for n in range(ROUNDS):
+        drafts += generator.vary(tasks, sampler.values(), n)
+        tasks |= {d.task.id: d.task for d in drafts if d.task}
+        console.print(f"round {n + 1}: {len(drafts)} drafts, {len(tasks) - len(cell.tasks)} kept")
+        if len(tasks) - len(cell.tasks) >= WANTED:
+            break
+    kept = [d.task for d in drafts if d.task]
+    counter = RealSteps(purpose="audit")
+    proofs = []
+    for i, task in enumerate(kept):
+        proofs.append(solved(task, counter, cap))
+        if i % 20 == 19:
+            console.print(f"{i + 1} of {len(kept)} realised, {sum(p.solvable for p in proofs)} solved")
+    played = play_dream(actor, model, cap, seats_for(kept, 0, GROUP))
+    known = {t.instruction for t in cell.tasks.values()}
+    verdicts = Counter(d.verdict.partition(":")[0] for d in drafts)
+    uniform, written = mean_value(groups(fresh)), mean_value(groups(played))
+    result = {
+        "level": POOL,
+        "n": len(kept),
+        "drafts": len(drafts),
+        "well_formed": fmean(generator.well_formed(d.instruction) for d in drafts),
+        "possible": 1 - verdicts["names what is not in its world"] / len(drafts),
+        "solvable": fmean(p.solvable for p in proofs),
+        "not_solvable": Counter(p.reason.partition(":")[0] for p in proofs if not p.solvable),
+        "novel": fmean(t.instruction not in known for t in kept),
+        "value_uniform": uniform,
+        "value_written": written,
+        "value_ratio": written / uniform,
+        "rejected": {k: n for k, n in verdicts.most_common() if k != "kept"},
+        "by_difficulty": Counter(t.difficulty for t in kept),
+        "examples": [{"seeds": d.seeds, "instruction": d.instruction, "verdict": d.verdict} for d in drafts[:40]],
+        "simulator_variance_share": simulators_share(model, buffer.snapshot(), cap, first, cell.tasks),
+        "real_steps_audit": counter.total,
+        "commit": commit(),
+        "versions": versions(),
+    }
+    write_json(HERE / "results" / "generator.json", result)
+    for name, value in result.items():
+        if name != "examples":
+            console.print(f"{name:24} {value}")
+
+
+if __name__ == "__main__":
+    main()

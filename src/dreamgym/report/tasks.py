@@ -1,0 +1,93 @@
+"""The page's part on tasks: how the population went over the iterations, and what was written, with its seeds."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from dreamgym.report.chart import Chart, Series, whole_ticks
+
+Json = dict[str, object]
+EXAMPLES = 8
+LARGEST = 0.25
+"""The largest variance that rewards of 0 and 1 can have."""
+
+
+def tasks_view(
+    run: Path, metrics: Sequence[Mapping[str, object]], drafts: Sequence[Mapping[str, object]], dreaming: bool
+) -> Json | None:
+    """Charts, the population by origin, and drafts with what came of them; None where no iteration has finished, or with a sampler's
+    state of an earlier version.
+
+    ``drafts``: the lines of ``policy_run/tasks.jsonl``. ``dreaming``: rewards are the experience model's, and are called so.
+    """
+    state = run / "policy_run/checkpoint/state.json"
+    if not metrics or not state.exists():
+        return None
+    saved = json.loads(state.read_text(encoding="utf-8"))
+    sampler, written = saved["sampler"], {t["id"] for t in saved.get("written", [])}
+    if not sampler.keys() >= {"value", "visits", "ended"}:
+        return None
+    logged = [t for t in sampler["value"] if t not in written]
+    rows = [_row("logged", logged, sampler)]
+    if written:
+        ages = [len(metrics) - 1 - int(t.rpartition("~")[2].partition(".")[0]) for t in written]
+        rows.append(_row("written", sorted(written), sampler) | {"age": fmean(ages)})
+    verdicts = Counter(str(d["verdict"]).partition(":")[0] for d in drafts if "seeds" in d)
+    kept = [d for d in drafts if d.get("verdict") == "kept" and "seeds" in d]
+    step = max(1, len(kept) // EXAMPLES)
+    return {
+        "chart": _chart(metrics, "dreamed: " if dreaming else ""),
+        "rows": rows,
+        "verdicts": verdicts.most_common(),
+        "drafts": sum(verdicts.values()),
+        "examples": [_example(d, sampler) for d in kept[::step][:EXAMPLES]],
+    }
+
+
+def _row(origin: str, tasks: Sequence[str], sampler: Mapping[str, Mapping[str, object]]) -> Json:
+    """What is known of the tasks of one origin."""
+    ended = [sampler["ended"][t] for t in tasks]
+    won, failed, invalid = (sum(e[i] for e in ended) for i in range(3))  # type: ignore[index]
+    valued = [t for t in tasks if sampler["visits"][t]]
+    return {
+        "origin": origin,
+        "tasks": len(tasks),
+        "played": sum(any(e) for e in ended),  # type: ignore[arg-type]
+        "value": _mean(float(str(sampler["value"][t])) for t in valued),
+        "success": won / (won + failed) if won + failed else None,
+        "all_won": sum(e[0] > 0 and not e[1] for e in ended),  # type: ignore[index]
+        "all_failed": sum(e[1] > 0 and not e[0] for e in ended),  # type: ignore[index]
+        "invalid": invalid / (won + failed + invalid) if won + failed + invalid else None,
+    }
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return fmean(found) if found else None
+
+
+def _example(draft: Mapping[str, object], sampler: Mapping[str, Mapping[str, object]]) -> Json:
+    """A task that was taken in: its seeds, and how it goes now; None where it was dropped since."""
+    ended = sampler["ended"].get(str(draft["task"]))
+    won, failed = (ended[0], ended[1]) if isinstance(ended, list) else (0, 0)
+    return {**draft, "value": sampler["value"].get(str(draft["task"])), "success": won / (won + failed) if won + failed else None}
+
+
+def _chart(metrics: Sequence[Mapping[str, object]], said: str) -> Chart:
+    """Shares of the tasks played so far, by how their groups ended, and of the draw that was written."""
+
+    def at(key: str, over: str | float) -> list[tuple[float, float]]:
+        pairs = [(m, m.get(over) if isinstance(over, str) else over) for m in metrics if key in m]
+        return [(float(str(m["iteration"])) + 1, float(str(m[key])) / float(str(n))) for m, n in pairs if n]
+
+    series = [
+        Series(f"{said}mean value of the tasks played so far, over 0.25", "s-dream", "triangle", at("mean_value", LARGEST), joined=True),
+        Series(f"{said}tasks that were always won", "s-idle", "square", at("tasks_all_won", "tasks_seen"), joined=True),
+        Series(f"{said}tasks that always failed", "s-zero", "ring", at("tasks_all_failed", "tasks_seen"), joined=True),
+    ]
+    if any("synthetic" in m for m in metrics):
+        series.append(Series("share of written tasks in the draw", "s-train", "ring", at("synthetic", 1.0), joined=True))
+    end = float(str(metrics[-1]["iteration"])) + 1
+    return Chart("Which tasks were played", "finished iterations", end, whole_ticks(end), series)
