@@ -63,6 +63,10 @@ def test_many_may_go_on_from_what_one_said(tokenizer):  # noqa: F811
     asked = [[*said, 3 + n] for n in range(40)]
     kept, fresh = lm.generate(asked, 4, memory=memory, known=[len(said)] * 40), lm.generate(asked, 4)
     assert [g.ids for g in kept] == [g.ids for g in fresh]
+    lm.generate([[5, 6, 7]], 4, memory=memory, known=[0])
+    long = [[*said, *rng.integers(3, 250, 1500).tolist()] for rng in map(np.random.default_rng, range(2))]
+    kept, fresh = lm.generate(long, 4, memory=memory, known=[len(said)] * 2), lm.generate(long, 4)
+    assert [g.ids for g in kept] == [g.ids for g in fresh], "fewer prompts than passes that their length would fill"
     for n in range(9):
         lm.generate([[5, 6, 7, 8 + n]] * 2, 4, memory=memory, known=[0, 0])
     assert len(memory.kept) <= 80
