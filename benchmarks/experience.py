@@ -1,6 +1,7 @@
 """``experience.json`` and its tables: how far the experience model can be trusted, and what each of its parts is worth.
 
-    python -m benchmarks.experience        # reads cells and result files, writes benchmarks/results/experience.json
+    python -m benchmarks.experience              # reads cells and result files, writes benchmarks/results/experience.json
+    python -m benchmarks.experience --history    # how many logged steps history could decide at all
 
 It needs the cells of ``ABLATIONS`` and ``DATA`` (``python -m benchmarks.grid LEVEL METHOD 0 1 2``) and the files of
 ``benchmarks.fidelity``, ``benchmarks.adversarial`` (both levels) and ``benchmarks.faults``; it names what is missing.
@@ -8,10 +9,14 @@ It needs the cells of ``ABLATIONS`` and ``DATA`` (``python -m benchmarks.grid LE
 
 import sys
 
-from benchmarks.cells import HERE, LEVELS, SEEDS, cell_path, commit
+from benchmarks.cells import HERE, LEVELS, SEEDS, cell_path, commit, logs_of
 from benchmarks.tables import audit_of, cells, console, rates, rows, spread
 from dreamgym.core.files import read_json, write_json
+from dreamgym.core.state import entity
+from dreamgym.envs.textworld.adapter import TextWorldAdapter
+from dreamgym.pipeline.logs import tasks_of
 from dreamgym.pipeline.results import versions
+from dreamgym.pipeline.stages import shipped_logs
 from dreamgym.pipeline.stats import paired_interval
 
 RESULTS = HERE / "results"
@@ -84,6 +89,7 @@ def result() -> Json:
         "audit": {level: audit_result(level) for level in LEVELS},
         "ablations": {name: ablation(name) for name in ABLATIONS},
         "data_efficiency": {str(n): {"real_success": rates("easy", m), "audit": audit_of("easy", m)} for n, m in DATA.items()},
+        "history_decides": {level: history_decides(level) for level in LEVELS},
         "adversarial": adversarial(),
         "faults": {k: faults[k] for k in ("episodes", "valid", "invalid", "lost", "accidental_rewards", "time_ratio")},
         "uncertainty": {
@@ -96,6 +102,23 @@ def result() -> Json:
         "commit": commit(),
         "versions": versions(),
     }
+
+
+def history_decides(level: str) -> Json:
+    """Logged steps, seen without what is out of sight: those that show a thing again which was seen before and is out of sight now, so
+    that the steps before tell what comes; and how many of them show it as the world sheet has it."""
+    logs = shipped_logs(logs_of(level), TextWorldAdapter(level, "current"))
+    tasks, steps, again, as_sheet = tasks_of(logs), 0, 0, 0
+    for episode in logs:
+        sheet = {*tasks[episode.task.id].sheet, *episode.task.first_state}
+        seen: set[str] = set()
+        for t in episode.transitions:
+            now = {entity(line) for line in t.state}
+            seen |= now
+            shown = [line for line in t.added if entity(line) in seen - now]
+            steps, again, as_sheet = steps + 1, again + bool(shown), as_sheet + (bool(shown) and sheet.issuperset(shown))
+            seen |= {entity(line) for line in t.added}
+    return {"steps": steps, "shown_again": again, "as_the_sheet_has_it": as_sheet}
 
 
 def table() -> str:
@@ -113,6 +136,10 @@ def table() -> str:
 
 
 def main() -> int:
+    if "--history" in sys.argv:
+        for level in LEVELS:
+            console.print(level, history_decides(level))
+        return 0
     console.print(f"{table()}\n", soft_wrap=True, markup=False)
     if absent := missing():
         console.print(f"experience.json is not written: {len(absent)} cells and files are missing: {', '.join(absent[:6])} ...")
