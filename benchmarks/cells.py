@@ -145,6 +145,7 @@ SFT: dict[str, dict[str, Any]] = {level: {"epochs": 20.0, "rows": 4, "learning_r
 SFT |= {level: {"epochs": 20.0, "rows": 4, "learning_rate": 1e-3, "row_length": 320} for level in ("hard", "mixed")}
 GRPO: dict[str, dict[str, Any]] = {"easy": {"iterations": 30}, "standard": {"iterations": 40}}
 GRPO |= {"hard": {"iterations": 30, "tasks": 64}, "mixed": {"iterations": 30, "tasks": 64}}
+"""On *hard* and *mixed* nothing is chosen on probe yet, here and in ``EXPERIENCE``, ``SFT`` and ``S2R``."""
 ALGORITHMS: dict[str, dict[str, Any]] = {"grpo": {}, "ppo": {"advantage": "gae"}}
 """What sets an algorithm apart from ``GRPO``."""
 BUDGETED = "real_at_s2r_budget"

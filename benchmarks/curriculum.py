@@ -11,7 +11,7 @@ import sys
 from statistics import fmean
 
 from benchmarks.cells import CURRICULUM_ROWS, HERE, POOL, SEEDS, all_levels, cell_path, commit
-from benchmarks.tables import cells, console, rows, spread
+from benchmarks.tables import cells, console, markdown, rows, spread
 from dreamgym.core.files import read_json, write_json
 from dreamgym.pipeline.results import versions
 from dreamgym.pipeline.stats import paired_interval
@@ -28,7 +28,7 @@ def method_of(row: str) -> str:
 
 def missing() -> list[str]:
     if POOL not in all_levels():
-        return [f"logs of {POOL} (python -m benchmarks.ship logs {POOL})"]
+        return [f"logs of {POOL} and a base that has read them (python -m benchmarks.ship)"]
     absent = [f"{POOL} {method_of(r)} seed {s}" for r in CURRICULUM_ROWS for s in SEEDS if not cell_path(POOL, method_of(r), s).exists()]
     return absent + ([] if (RESULTS / "generator.json").exists() else ["generator.json"])
 
@@ -76,7 +76,7 @@ def table() -> str:
             apart = by_kind(test)
             easy_to_hard = [f"{fmean(fmean(g.values()) for g in apart[k]):.2f}" for k in kinds]
             lines.append([row, ", ".join(str(c["seed"]) for c in found), *shown, *easy_to_hard])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines)
 
 
 def main() -> int:

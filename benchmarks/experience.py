@@ -10,7 +10,7 @@ It needs the cells of ``ABLATIONS`` and ``DATA`` (``python -m benchmarks.grid LE
 import sys
 
 from benchmarks.cells import HERE, LEVELS, SEEDS, cell_path, commit, logs_of
-from benchmarks.tables import audit_of, cells, console, rates, rows, spread
+from benchmarks.tables import audit_of, cells, console, markdown, rates, rows, spread
 from dreamgym.core.files import read_json, write_json
 from dreamgym.core.state import entity
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
@@ -132,7 +132,7 @@ def table() -> str:
             shown = [f"{a[k]:.3f}" if k in a else "-" for k in AUDIT]
             seeds = ", ".join(str(c["seed"]) for c in found)
             lines.append([level, name, seeds, spread(rates(level, method)), spread(rates(level, method, "dream")), *shown])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines)
 
 
 def main() -> int:

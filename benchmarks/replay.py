@@ -9,7 +9,7 @@ It needs the files of ``benchmarks.replay_store`` and ``benchmarks.replay_backfi
 import sys
 
 from benchmarks.cells import HERE, SEEDS, cell_path, commit
-from benchmarks.tables import audit_of, cells, console, rates, rows, spread
+from benchmarks.tables import audit_of, cells, console, markdown, rates, rows, spread
 from dreamgym.core.files import read_json, write_json
 from dreamgym.pipeline.results import versions
 from dreamgym.pipeline.stats import paired_interval
@@ -49,7 +49,7 @@ def table() -> str:
             seeds, sure = ", ".join(str(c["seed"]) for c in found), audit_of(LEVEL, method).get("dream_win_precision")
             figures = [spread(rates(LEVEL, method)), spread(rates(LEVEL, method, "dream")), "-" if sure is None else f"{sure:.3f}"]
             lines.append([name, seeds, *figures])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines)
 
 
 def main() -> int:

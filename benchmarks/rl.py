@@ -6,11 +6,10 @@ It needs every cell of them (``python -m benchmarks.grid hard METHOD 0 1 2``) an
 """
 
 import sys
-from collections.abc import Sequence
 from statistics import fmean
 
 from benchmarks.cells import ALGORITHMS, BUDGETED, HERE, RL_LEVEL, RL_METHODS, SEEDS, all_levels, cell_path, commit
-from benchmarks.tables import Cell, cells, console, rates, rows, spread
+from benchmarks.tables import Cell, cells, console, markdown, rates, rows, spread
 from dreamgym.core.files import write_json
 from dreamgym.pipeline.results import versions
 from dreamgym.pipeline.stats import paired_interval
@@ -24,7 +23,7 @@ Json = dict[str, object]
 
 def missing() -> list[str]:
     if RL_LEVEL not in all_levels():
-        return [f"logs of {RL_LEVEL} (python -m benchmarks.ship logs {RL_LEVEL})"]
+        return [f"logs of {RL_LEVEL} and a base that has read them (python -m benchmarks.ship)"]
     return [f"{RL_LEVEL} {m} seed {s}" for m in RL_METHODS for s in SEEDS if not cell_path(RL_LEVEL, m, s).exists()]
 
 
@@ -114,11 +113,11 @@ def pairs() -> dict[str, Json]:
     return found
 
 
-def table(methods: Sequence[str] = RL_METHODS) -> str:
+def table() -> str:
     """Markdown: the arms that have cells."""
     head = ["method", "seeds", "**real success**, 150 test games", "real steps: logs / RL / probe", "updates", "min, with shared models"]
     lines = [head, ["---"] * len(head)]
-    for method in methods:
+    for method in RL_METHODS:
         if found := cells(RL_LEVEL, method):
             r = row(method)
             steps = r["real_transitions"]
@@ -126,7 +125,7 @@ def table(methods: Sequence[str] = RL_METHODS) -> str:
             shown = [spread(rates(RL_LEVEL, method)), " / ".join(f"{steps[k]:,.0f}" for k in ("logs", "rl", "probe"))]
             figures = [f"{float(str(r['updates'])):,.0f}", f"{float(str(r['wall_s'])) / 60:.0f}"]
             lines.append([f"`{method}`", ", ".join(str(c["seed"]) for c in found), *shown, *figures])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines)
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ docs/results.md stand between ``<!-- cells -->`` and ``<!-- end of cells -->``.
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -51,6 +52,11 @@ def rows(cell: Cell, source: str, panel: str = "test") -> dict[str, float]:
 
 def rates(level: str, method: str, source: str = "real") -> list[float]:
     return [fmean(rows(c, source).values()) for c in cells(level, method)]
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table: one line per row, the first its head."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def spread(values: list[float]) -> str:
@@ -115,7 +121,7 @@ def results_table() -> str:
                     f"{fmean(float(str(c['wall_s'])) for c in found) / 60:.1f}",
                 ]
             )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines)
 
 
 def audit_table() -> str:
@@ -125,7 +131,7 @@ def audit_table() -> str:
         for method in ROWS:
             if method.startswith("grpo_dream") and (a := audit_of(level, method)):
                 lines.append([level, method, *(f"{a[k]:.3f}" if k in a else "-" for k in AUDIT_KEYS)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines)
 
 
 def logs_table() -> str:
@@ -138,7 +144,7 @@ def logs_table() -> str:
     names = sorted({name for _, name in found})
     lines = [["episodes in the logs: behaviour/end", *LEVELS], ["---"] * (1 + len(LEVELS))]
     lines += [[name, *(f"{found.get((level, name), 0):,}" for level in LEVELS)] for name in names]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines)
 
 
 def pages() -> dict[Path, str]:
