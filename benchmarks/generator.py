@@ -25,6 +25,7 @@ from dreamgym.core.env import RealSteps
 from dreamgym.core.files import write_json
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.types import Task
+from dreamgym.curriculum.config import GeneratorConfig
 from dreamgym.curriculum.sampler import ValueSampler
 from dreamgym.curriculum.values import variance
 from dreamgym.envs.textworld.realise import solved
@@ -111,8 +112,7 @@ def main() -> None:
     sampler = ValueSampler(names, 0)
     for name, rs in groups(first).items():
         sampler.observe(name, [episode_return(r) for r in rs])
-    curriculum = Curriculum(synthetic=0.25)
-    curriculum = curriculum.model_copy(update={"generator": curriculum.generator.model_copy(update={"parents": PARENTS})})
+    curriculum = Curriculum(synthetic=0.25, generator=GeneratorConfig(parents=PARENTS))
     generator, _ = task_generator(model, cell.adapter, list(cell.tasks.values()), curriculum, 0)
     drafts, tasks = [], dict(cell.tasks)
     for n in range(ROUNDS):
