@@ -145,6 +145,7 @@ class Cell:
             episodes += found.dreamed
             write_json(WORK / f"{path.stem}-audit.json", audit)
         self.write(path, episodes, audit, {"updates": updates, "wall_s": round(train_s, 1), "dreamed_transitions": dreamed, "curve": curve})
+        shutil.rmtree(self.folder() / "buffer", ignore_errors=True)  # only now: a cell killed while it is judged opens it again
 
     def audit_config(self) -> RunConfig:
         return RunConfig(
@@ -329,7 +330,6 @@ class Cell:
         if model is None or buffer is None:
             return found
         buffer.close()
-        shutil.rmtree(self.folder() / "buffer")
         frozen = ReplayBuffer()
         player = model.model if isinstance(model, Cautious) else model
         assert isinstance(player, LocalExperienceModel)

@@ -91,6 +91,15 @@ def test_mistakes_are_one_clear_line(tmp_path, words, message):
     assert len(done.stdout.strip().splitlines()) <= 3
 
 
+def test_an_override_opens_a_section_that_a_file_has_empty(tmp_path):
+    from dreamgym.pipeline.config import dump_config, load_config
+
+    (tmp_path / "config.yaml").write_text(dump_config(load_config(None)))
+    found = load_config(tmp_path / "config.yaml", ["experience.uncertainty.samples=2", "continued.run=runs/mine"])
+    assert found.experience.uncertainty.samples == 2
+    assert found.continued.run == "runs/mine"
+
+
 def test_a_malformed_episode_file_is_named_with_its_line(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text('{"id": "a"}\n')
@@ -343,6 +352,53 @@ def learns_on_in_the_real_environment(run):
     assert s2r["real_steps"]["rl"] == spent[1][2]
     assert 0 <= s2r["after"][0] <= 1
     assert "learning on in the real environment" in (run / "report.html").read_text()
+    goes_on_in_another_run(run, run.parent / "next")
+
+
+def goes_on_in_another_run(run, following):
+    """Logs, experience model and policy of an earlier run and what it met for real; never what it was evaluated or probed on."""
+    from dreamgym.core.files import read_episodes
+    from dreamgym.experience.sft import requests_of
+    from dreamgym.pipeline.config import load_config
+    from dreamgym.pipeline.continued import lesson
+    from dreamgym.pipeline.grounding import logged
+    from dreamgym.pipeline.logs import tasks_of
+    from dreamgym.pipeline.run import Run
+
+    words = ["--run", str(following), "--config", str(run / "config.yaml"), f"continued.run={run}", "continued.rehearsal=0.1"]
+    other = dreamgym("train", *words, "env=textworld/easy")
+    assert other.returncode == 1
+    assert "env is another one" in other.stdout
+    shutil.rmtree(following)
+    done = dreamgym("train", *words, "experience.fit.epochs=1", "rl.iterations=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    old, now = (list(read_episodes(p / "logs.jsonl.xz")) for p in (run, following))
+    met = [e for e in read_episodes(run / "s2r_run" / "episodes.jsonl") if e.valid]
+    assert now[: len(old)] == old
+    assert [e.transitions for e in now[len(old) :]] == [e.transitions for e in met]
+    assert len({e.id for e in now}) == len(now)
+    logs, earlier, spent = (json.loads((run / "stages" / f"{n}.json").read_text()) for n in ("collect", "train", "sim-to-real"))
+    used = logs["real_steps"] + earlier["probe_real_steps"] + spent["rl_real_steps"] + spent["probe_real_steps"]
+    assert json.loads((following / "stages" / "collect.json").read_text())["real_steps"] == used
+    assert (following / "sft" / "model.safetensors").read_bytes() == (run / "s2r" / "model.safetensors").read_bytes()
+    assert (following / "experience" / "model.safetensors").read_bytes() != (run / "experience" / "model.safetensors").read_bytes()
+    found = json.loads((following / "stages" / "train-experience.json").read_text())
+    assert found["new_steps"] == sum(len(e.steps) for e in met)
+    assert 0 <= found["wrong_before"] <= found["new_steps"]
+    opened = Run(following, load_config(following / "config.yaml"))
+    annotated = list(read_episodes(following / "annotated.jsonl.xz"))
+    read = lesson(opened, annotated, tasks_of(annotated), logged(opened))
+    names = [e.id for e in read.episodes]
+    fresh = {e.id for e in now[len(old) :]}
+    assert {names.count(n) for n in fresh} <= {1, 4}
+    assert any(names.count(n) == 4 for n in fresh) == (read.wrong > 0)
+    new, again = (sum(len(e.steps) for e in read.episodes if (e.id in fresh) == is_new) for is_new in (True, False))
+    longest, all_old = max(len(e.steps) for e in now), sum(len(e.steps) for e in old)
+    assert min(0.1 * new, all_old) <= again < 0.1 * new + longest
+    assert all(requests_of(e, e.task) for e in read.episodes)
+    unlearned = dreamgym("collect", "--run", str(run.parent / "third"), *words[2:4], f"continued.run={following}")
+    assert unlearned.returncode == 1
+    assert "learned nothing in the real environment yet" in unlearned.stdout.replace("\n", " ")
 
 
 def holds_what_was_logged_and_dreamed(run):

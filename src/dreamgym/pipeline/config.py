@@ -271,6 +271,20 @@ class Evaluation(Section):
     """An LLM that scores dreamed steps in ``dreamgym audit --long`` (consistency, diversity, informativeness, hallucination, 0..2)."""
 
 
+class Continued(Section):
+    """Go on from an earlier run with what its policy met in the real environment (``dreamgym.pipeline.continued``).
+
+    Logs, experience model and policy come from there; ``logs``, ``collect_tasks``, ``base``, ``pretrain`` and ``sft`` have no effect.
+    """
+
+    run: str
+    """The earlier run's directory."""
+    mistakes: int = Field(4, ge=1)
+    """How often the experience model reads an episode in which it would have been wrong (others once)."""
+    rehearsal: float = Field(2.0, ge=0)
+    """Old logged steps that it reads again, per new step; else it forgets them."""
+
+
 class RunConfig(Section):
     """Everything that decides a run."""
 
@@ -283,6 +297,8 @@ class RunConfig(Section):
     base: str = "shipped"
     """``shipped``, ``tiny`` (train one on the logs' text), or a folder or hub name of a causal LM."""
     seed: int = 0
+    continued: Continued | None = None
+    """The run that this one continues; null = it begins from logs."""
     collect_tasks: int = 620
     """Training tasks recorded where ``logs: collect``."""
     pretrain: Optimisation = Optimisation(learning_rate=2e-3, epochs=3)
@@ -373,7 +389,7 @@ def dump_config(config: RunConfig) -> str:
 
 def _put(data: dict[str, object], keys: list[str], value: object) -> None:
     for key in keys[:-1]:
-        inner = data.setdefault(key, {})
+        inner = data[key] = {} if data.get(key) is None else data[key]
         if not isinstance(inner, dict):
             raise ConfigError(f"override {'.'.join(keys)}: {key} holds a value, not a section")
         data = inner

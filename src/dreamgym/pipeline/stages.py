@@ -3,6 +3,7 @@
 collect -> annotate -> base -> train_experience -> warm_start -> train (-> sim_to_real) -> evaluate -> audit -> (report)
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,7 @@ from dreamgym.pipeline.acting import actor, context_of
 from dreamgym.pipeline.attack import attack_run
 from dreamgym.pipeline.audit import audit_run
 from dreamgym.pipeline.config import Optimisation, RunConfig
+from dreamgym.pipeline.continued import Earlier, lesson, met_before
 from dreamgym.pipeline.fidelity import fidelity_run
 from dreamgym.pipeline.grounding import logged
 from dreamgym.pipeline.learn import train_base, train_experience, warm_start
@@ -51,11 +53,14 @@ def fit_config(o: Optimisation, seed: int) -> FitConfig:
 
 
 def collect(run: Run) -> Summary:
-    """Logs into the run: shipped ones, a user's file (checked line by line), or newly recorded."""
+    """Logs into the run: shipped ones, a user's file (checked line by line), newly recorded, or an earlier run's with what it met."""
     config, adapter = run.config, load_adapter(run.config.env)
-    base_path(run)  # a base that is not there is told before hours of recording
-    counter = RealSteps()
-    if config.logs == "collect":
+    counter, met = RealSteps(), met_before(run) if config.continued else None
+    if met is None:
+        base_path(run)  # a base that is not there is told before hours of recording
+    if met:
+        episodes = met.episodes
+    elif config.logs == "collect":
         episodes = _record(run, adapter, counter)
     else:
         path = shipped(f"logs-{_level(config)}.jsonl.xz") if config.logs == "shipped" else Path(config.logs)
@@ -66,7 +71,9 @@ def collect(run: Run) -> Summary:
         raise DataError(f"logs: {config.env} recorded no episode; its adapter has no explorers or no training tasks")
     write_episodes(run.path(LOGS), episodes)
     steps = counter.total or sum(len(e.steps) for e in episodes)
-    if config.logs == "shipped":
+    if met:
+        steps = met.real_steps
+    elif config.logs == "shipped":
         steps = shipped_steps(_level(config))
     return {
         "episodes": len(episodes),
@@ -75,6 +82,7 @@ def collect(run: Run) -> Summary:
         "successes": len(successes(episodes)),
         "real_steps": steps,
         "counts": counts(episodes),
+        **({"new_episodes": met.new} if met else {}),
     }
 
 
@@ -152,8 +160,10 @@ def _taught(run: Run) -> tuple[list[Episode], Summary]:
 
 
 def base_model(run: Run) -> Summary:
-    """Where both models start: the shipped language model, a new one of these logs' text, or a pretrained one."""
+    """Where both models start: the shipped language model, a new one of these logs' text, a pretrained one, or an earlier run."""
     config = run.config
+    if config.continued:
+        return {"path": config.continued.run, "trained": False}
     if config.base != "tiny":
         return {"path": base_path(run), "trained": False}
     episodes = load_logs([run.path(LOGS)])
@@ -197,24 +207,34 @@ def train_experience_model(run: Run) -> Summary:
             tasks, retrieval = tasks_of(episodes), logged(run)
             n = train_chat(episodes, tasks, prompt_config(config), pretrained, run.path("experience"), retrieval, config.seed, report)
         return {"model": pretrained.model, "lora": pretrained.lora is not None, "conversations": n, **config.experience.prompt.model_dump()}
+    tasks, retrieval, found = tasks_of(episodes), logged(run), Summary()
+    if config.continued:
+        base, read = str(Earlier(run).experience), lesson(run, episodes, tasks, retrieval)
+        episodes, found = read.episodes, {"new_steps": read.new_steps, "wrong_before": read.wrong}
+    else:
+        base = base_path(run)
     with bar() as progress:
         lm = train_experience(
-            base_path(run),
+            base,
             episodes,
-            tasks_of(episodes),
+            tasks,
             prompt_config(config),
             fit_config(config.experience.fit, config.seed),
             run.path("experience"),
-            logged(run),
+            retrieval,
             fit_report(progress, "experience model"),
             writing=config.curriculum.writing if config.curriculum.synthetic else 0,
         )
-    return {"parameters": lm.parameters, **config.experience.prompt.model_dump()}
+    return {"parameters": lm.parameters, **found, **config.experience.prompt.model_dump()}
 
 
 def warm_start_policy(run: Run) -> Summary:
-    """Behaviour cloning of the limited demonstrations: the policy before any reinforcement learning."""
+    """Behaviour cloning of the limited demonstrations: the policy before any reinforcement learning; or where an earlier run's ended."""
     config = run.config
+    if config.continued:
+        policy = Earlier(run).policy
+        shutil.copytree(policy, run.path("sft"), dirs_exist_ok=True)
+        return {"from": str(policy)}
     demos = demonstrations(load_logs([run.path(LOGS)]), config.sft.demonstrations)
     _check_actions(base_path(run), demos, config)
     drop_torn_checkpoints(run.path("sft/checkpoints"))
