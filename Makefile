@@ -30,6 +30,7 @@ results: install
 
 check-results: install
 	$(BIN)/python -m benchmarks.tables --check
+	for name in replay experience rl curriculum; do $(BIN)/python -m benchmarks.$$name --check || exit 1; done
 
 # what verl and TRL compute for the golden vectors of the tests, anew, in an environment of its own (3 GB)
 oracles: .venv-oracles/.installed

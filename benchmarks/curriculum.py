@@ -1,6 +1,7 @@
 """``curriculum.json`` and its table: what choosing and writing tasks is worth in real success, on the pool of easy and hard games.
 
-    python -m benchmarks.curriculum        # reads the cells of CURRICULUM_ROWS, writes benchmarks/results/curriculum.json
+    python -m benchmarks.curriculum            # reads the cells of CURRICULUM_ROWS, writes benchmarks/results/curriculum.json
+    python -m benchmarks.curriculum --check    # exit 1 where what is written differs from them
 
 It needs every cell of them (``python -m benchmarks.grid mixed METHOD 0 1 2``) and ``generator.json`` (``python -m benchmarks.generator``),
 and names what is missing. All arms have the same warm starts, experience model, iterations and tasks per iteration; those that write
@@ -10,10 +11,9 @@ tasks also play each new one twice before it counts, which is in their dreamed t
 import sys
 from statistics import fmean
 
-from benchmarks.cells import CURRICULUM_ROWS, HERE, POOL, SEEDS, all_levels, cell_path, commit
-from benchmarks.tables import cells, console, markdown, rows, spread
-from dreamgym.core.files import read_json, write_json
-from dreamgym.pipeline.results import versions
+from benchmarks.cells import CURRICULUM_ROWS, HERE, POOL, SEEDS, all_levels, cell_path
+from benchmarks.tables import cells, markdown, publish, rows, spread
+from dreamgym.core.files import read_json
 from dreamgym.pipeline.stats import paired_interval
 
 RESULTS = HERE / "results"
@@ -66,6 +66,8 @@ def ablation(row: str) -> Json:
 
 def table() -> str:
     """Markdown: the rows that have cells."""
+    if POOL not in all_levels():
+        return ""
     kinds = list(by_kind([g for r in CURRICULUM_ROWS for g in played(r, "test")]))
     lines = [["curriculum", "seeds", "**real success**, test", "unseen", *kinds]]
     lines.append(["---"] * len(lines[0]))
@@ -79,15 +81,10 @@ def table() -> str:
     return markdown(lines)
 
 
-def main() -> int:
-    if POOL in all_levels():
-        console.print(f"{table()}\n", soft_wrap=True, markup=False)
-    if absent := missing():
-        console.print(f"curriculum.json is not written: {len(absent)} cells and files are missing: {', '.join(absent[:6])} ...")
-        return 1
+def result() -> Json:
     rows_of = {row: ablation(row) for row in CURRICULUM_ROWS}
     generator = read_json(RESULTS / "generator.json")
-    result: Json = {
+    return {
         "level": POOL,
         "seeds": list(SEEDS),
         "n_test": len(played(PLAIN, "test")[0]),
@@ -95,13 +92,8 @@ def main() -> int:
         "paired_interval": rows_of[FULL]["paired_interval"],
         "generator": {k: generator[k] for k in ("well_formed", "solvable", "novel", "value_ratio", "n", "rejected")},
         "simulator_variance_share": generator["simulator_variance_share"],
-        "commit": commit(),
-        "versions": versions(),
     }
-    write_json(RESULTS / "curriculum.json", result)
-    console.print(f"written: {RESULTS / 'curriculum.json'}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(publish("curriculum", table(), missing(), result))

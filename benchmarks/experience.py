@@ -1,6 +1,7 @@
 """``experience.json`` and its tables: how far the experience model can be trusted, and what each of its parts is worth.
 
     python -m benchmarks.experience              # reads cells and result files, writes benchmarks/results/experience.json
+    python -m benchmarks.experience --check      # exit 1 where what is written differs from them
     python -m benchmarks.experience --history    # how many logged steps history could decide at all
 
 It needs the cells of ``ABLATIONS`` and ``DATA`` (``python -m benchmarks.grid LEVEL METHOD 0 1 2``) and the files of
@@ -9,13 +10,12 @@ It needs the cells of ``ABLATIONS`` and ``DATA`` (``python -m benchmarks.grid LE
 
 import sys
 
-from benchmarks.cells import HERE, LEVELS, SEEDS, cell_path, commit, logs_of
-from benchmarks.tables import audit_of, cells, console, markdown, rates, rows, spread
-from dreamgym.core.files import read_json, write_json
+from benchmarks.cells import HERE, LEVELS, SEEDS, cell_path, logs_of
+from benchmarks.tables import audit_of, cells, console, markdown, publish, rates, rows, spread
+from dreamgym.core.files import read_json
 from dreamgym.core.state import entity
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
 from dreamgym.pipeline.logs import tasks_of
-from dreamgym.pipeline.results import versions
 from dreamgym.pipeline.stages import shipped_logs
 from dreamgym.pipeline.stats import paired_interval
 
@@ -99,8 +99,6 @@ def result() -> Json:
             "real_success_with": rates(level, cautious),
             "real_success_without": rates(level, plain),
         },
-        "commit": commit(),
-        "versions": versions(),
     }
 
 
@@ -140,13 +138,7 @@ def main() -> int:
         for level in LEVELS:
             console.print(level, history_decides(level))
         return 0
-    console.print(f"{table()}\n", soft_wrap=True, markup=False)
-    if absent := missing():
-        console.print(f"experience.json is not written: {len(absent)} cells and files are missing: {', '.join(absent[:6])} ...")
-        return 1
-    write_json(RESULTS / "experience.json", result())
-    console.print(f"written: {RESULTS / 'experience.json'}")
-    return 0
+    return publish("experience", table(), missing(), result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """``replay.json``: the durable buffer's speed and safety, changing its encoder, and whether what comes into it matters.
 
     python -m benchmarks.replay            # reads result files and cells, writes benchmarks/results/replay.json
+    python -m benchmarks.replay --check    # exit 1 where what is written differs from them
 
 It needs the files of ``benchmarks.replay_store`` and ``benchmarks.replay_backfill``, and the cells of ``ARMS``
 (``python -m benchmarks.grid easy METHOD 0 1 2``); it names what is missing.
@@ -8,10 +9,9 @@ It needs the files of ``benchmarks.replay_store`` and ``benchmarks.replay_backfi
 
 import sys
 
-from benchmarks.cells import HERE, SEEDS, cell_path, commit
-from benchmarks.tables import audit_of, cells, console, markdown, rates, rows, spread
-from dreamgym.core.files import read_json, write_json
-from dreamgym.pipeline.results import versions
+from benchmarks.cells import HERE, SEEDS, cell_path
+from benchmarks.tables import audit_of, cells, markdown, publish, rates, rows, spread
+from dreamgym.core.files import read_json
 from dreamgym.pipeline.stats import paired_interval
 
 RESULTS, LEVEL = HERE / "results", "easy"
@@ -52,18 +52,11 @@ def table() -> str:
     return markdown(lines)
 
 
-def main() -> int:
-    console.print(f"{table()}\n", soft_wrap=True, markup=False)
-    if absent := missing():
-        console.print(f"replay.json is not written: {len(absent)} cells and files are missing: {', '.join(absent[:6])} ...")
-        return 1
+def result() -> dict[str, object]:
     store, backfill = (read_json(RESULTS / f"replay-{name}.json") for name in ("store", "backfill"))
     found = {k: store[k] for k in SPEED} | {k: backfill[k] for k in ("backfill", "backfill_gain")}
-    found |= {"buffer_arms": {name: arm(name) for name in ARMS}, "commit": commit(), "versions": versions()}
-    write_json(RESULTS / "replay.json", found)
-    console.print(f"written: {RESULTS / 'replay.json'}")
-    return 0
+    return found | {"buffer_arms": {name: arm(name) for name in ARMS}}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(publish("replay", table(), missing(), result))

@@ -1,6 +1,7 @@
 """``rl.json`` and its table: GRPO and PPO in the dream, for real, and for real after the dream, with the baselines beside them.
 
-    python -m benchmarks.rl        # reads the cells of RL_METHODS on RL_LEVEL, writes benchmarks/results/rl.json
+    python -m benchmarks.rl            # reads the cells of RL_METHODS on RL_LEVEL, writes benchmarks/results/rl.json
+    python -m benchmarks.rl --check    # exit 1 where what is written differs from them
 
 It needs every cell of them (``python -m benchmarks.grid hard METHOD 0 1 2``) and names what is missing.
 """
@@ -8,10 +9,8 @@ It needs every cell of them (``python -m benchmarks.grid hard METHOD 0 1 2``) an
 import sys
 from statistics import fmean
 
-from benchmarks.cells import ALGORITHMS, BUDGETED, HERE, RL_LEVEL, RL_METHODS, SEEDS, all_levels, cell_path, commit
-from benchmarks.tables import Cell, cells, console, markdown, rates, rows, spread
-from dreamgym.core.files import write_json
-from dreamgym.pipeline.results import versions
+from benchmarks.cells import ALGORITHMS, BUDGETED, RL_LEVEL, RL_METHODS, SEEDS, all_levels, cell_path
+from benchmarks.tables import Cell, cells, markdown, publish, rates, rows, spread
 from dreamgym.pipeline.stats import paired_interval
 
 LATENCIES = (0.0, 0.1, 1.0)
@@ -115,6 +114,8 @@ def pairs() -> dict[str, Json]:
 
 def table() -> str:
     """Markdown: the arms that have cells."""
+    if RL_LEVEL not in all_levels():
+        return ""
     head = ["method", "seeds", "**real success**, 150 test games", "real steps: logs / RL / probe", "updates", "min, with shared models"]
     lines = [head, ["---"] * len(head)]
     for method in RL_METHODS:
@@ -128,13 +129,8 @@ def table() -> str:
     return markdown(lines)
 
 
-def main() -> int:
-    if RL_LEVEL in all_levels():
-        console.print(f"{table()}\n", soft_wrap=True, markup=False)
-    if absent := missing():
-        console.print(f"rl.json is not written: {len(absent)} cells or files are missing: {', '.join(absent[:6])} ...")
-        return 1
-    result = {
+def result() -> Json:
+    return {
         "level": RL_LEVEL,
         "n_test": len(rows(cells(RL_LEVEL, "grpo_dream")[0], "real")),
         "seeds": list(SEEDS),
@@ -142,13 +138,8 @@ def main() -> int:
         "paired": pairs(),
         "data_to_90": {a: data_to_goal(a) for a in ALGORITHMS},
         "time_to_equal": {a: time_to_equal(a) for a in ALGORITHMS},
-        "commit": commit(),
-        "versions": versions(),
     }
-    write_json(HERE / "results" / "rl.json", result)
-    console.print(f"written: {HERE / 'results' / 'rl.json'}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(publish("rl", table(), missing(), result))

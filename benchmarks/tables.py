@@ -9,7 +9,7 @@ docs/results.md stand between ``<!-- cells -->`` and ``<!-- end of cells -->``.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -68,6 +68,34 @@ def audit_of(level: str, method: str) -> dict[str, float]:
     audits = [c["audit"] for c in cells(level, method)]
     known = {k: [float(a[k]) for a in audits if a[k] is not None] for k in AUDIT_KEYS}  # type: ignore[index]
     return {k: fmean(values) for k, values in known.items() if values}
+
+
+def publish(name: str, table: str, absent: Sequence[str], result: Callable[[], dict[str, object]]) -> int:
+    """What a module of results ends with: its table shown, and ``result`` written to ``name``.json once nothing is ``absent``.
+
+    With ``--check`` nothing is written: 1 where a written file differs from what its cells say now.
+    """
+    path = RESULTS / f"{name}.json"
+    if "--check" in sys.argv:
+        if not path.exists():
+            console.print(f"{path.name}: not written yet")
+            return 0
+        stays = not absent and _figures(read_json(path)) == _figures(result())
+        console.print(f"{path.name}: {'current' if stays else 'differs from its cells, or they are not there; run its command again'}")
+        return int(not stays)
+    if table:
+        console.print(f"{table}\n", soft_wrap=True, markup=False)
+    if absent:
+        console.print(f"{path.name} is not written: {len(absent)} cells and files are missing: {', '.join(absent[:6])} ...")
+        return 1
+    write_json(path, {**result(), "commit": commit(), "versions": versions()})
+    console.print(f"written: {path}")
+    return 0
+
+
+def _figures(found: Mapping[str, object]) -> str:
+    """A result without what names the process that wrote it."""
+    return json.dumps({k: v for k, v in found.items() if k not in ("commit", "versions")}, sort_keys=True)
 
 
 def level_result(level: str) -> dict[str, object]:

@@ -1,0 +1,77 @@
+"""Result files from cells: what was reached when, games by kind, and the check that a written file is still what its cells say."""
+
+import json
+import sys
+
+import pytest
+
+pytest.importorskip("torch", reason="needs the extra [train]")
+
+from benchmarks import curriculum, rl, tables
+
+
+def cell(*probes, shared=100.0):
+    """A run with probes (success, real steps of RL, of probes, seconds)."""
+    keys = ("success", "rl_steps", "probe_steps", "wall_s")
+    return {"curve": [dict(zip(keys, map(float, p), strict=True)) for p in probes], "shared_wall_s": {"sft": shared}}
+
+
+ARMS = {
+    "grpo_real": [
+        cell((0.5, 1000, 100, 50), (0.95, 2000, 200, 100), (1.0, 3000, 300, 150)),
+        cell((0.9, 1000, 100, 40), (1.0, 2000, 200, 80)),
+    ],
+    "grpo_dream": [cell((0.9, 0, 100, 30), shared=400.0), cell((0.6, 0, 100, 30), (0.8, 0, 200, 60), shared=400.0)],
+    "grpo_s2r": [cell((0.9, 100, 100, 10)), cell((0.85, 100, 100, 10), (0.92, 200, 200, 20))],
+}
+
+
+@pytest.fixture
+def arms(monkeypatch):
+    monkeypatch.setattr(rl, "cells", lambda level, method: ARMS[method])
+
+
+def test_data_until_the_goal_counts_nothing_after_a_dream_that_is_there_already(arms):
+    found = rl.data_to_goal("grpo")
+    assert found["goal"] == pytest.approx(0.9)
+    assert found["real"] == [2000.0, 1000.0]
+    assert found["dream"] == [0.0, None], "the second dream never gets there"
+    assert found["s2r"] == [0.0, 200.0]
+    assert found["ratio_s2r"] == pytest.approx(100 / 1500)
+
+
+def test_no_ratio_where_a_seed_never_reaches_the_goal(arms, monkeypatch):
+    monkeypatch.setitem(ARMS, "grpo_s2r", [cell((0.9, 100, 100, 10)), cell((0.85, 100, 100, 10))])
+    found = rl.data_to_goal("grpo")
+    assert found["s2r"] == [0.0, None]
+    assert found["ratio_s2r"] is None
+
+
+def test_time_to_equal_charges_real_steps_of_learning_and_of_probes(arms, monkeypatch):
+    assert rl.time_to_equal("grpo")["1"]["ratio"] is None
+    monkeypatch.setitem(ARMS, "grpo_dream", [cell((0.9, 0, 100, 30), shared=400.0)] * 2)
+    found = rl.time_to_equal("grpo")
+    assert found["0"]["real"] == [200.0, 140.0]
+    assert found["0"]["dream"] == [430.0, 430.0]
+    assert found["1"]["real"] == [200 + 2200, 140 + 1100]
+    assert found["1"]["ratio"] == pytest.approx(530 / 1820)
+
+
+def test_games_of_the_pool_apart_by_kind():
+    seeds = [{"textworld/recipe1/7": 1.0, "textworld/recipe2+go6/3": 0.0}, {"textworld/recipe1/7": 0.0}]
+    assert curriculum.by_kind(seeds) == {"recipe1": [{"textworld/recipe1/7": 1.0}, {"textworld/recipe1/7": 0.0}], "recipe2+go6": [
+        {"textworld/recipe2+go6/3": 0.0}, {}]}  # fmt: skip
+
+
+def test_a_written_result_that_differs_from_its_cells_is_found(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    found = {"success": [0.5, 0.75]}
+    assert tables.publish("x", "", ["easy sft seed 2"], lambda: found) == 1
+    assert not (tmp_path / "x.json").exists(), "not while cells are missing"
+    assert tables.publish("x", "", [], lambda: found) == 0
+    assert json.loads((tmp_path / "x.json").read_text())["success"] == [0.5, 0.75]
+    monkeypatch.setattr(sys, "argv", ["x", "--check"])
+    assert tables.publish("x", "", [], lambda: found) == 0
+    assert tables.publish("x", "", [], lambda: {"success": [0.5, 0.5]}) == 1
+    assert tables.publish("x", "", ["easy sft seed 2"], lambda: found) == 1, "its cells are gone"
+    assert "differs from its cells" in capsys.readouterr().out
