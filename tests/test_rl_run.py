@@ -1,6 +1,7 @@
-"""A run of policy learning ends where it should, by name, with its state saved: budget, patience, alarm; and its horizon grows."""
+"""A run of policy learning ends where it should, by name, with its state saved, whatever its policy or dream say; its horizon grows."""
 
 import json
+import zlib
 
 import pytest
 
@@ -12,6 +13,7 @@ from dreamgym.core.env import AHEAD, RealSteps  # noqa: E402
 from dreamgym.core.errors import TrainingError  # noqa: E402
 from dreamgym.core.files import read_episodes  # noqa: E402
 from dreamgym.core.types import StopReason  # noqa: E402
+from dreamgym.experience.model import Prediction  # noqa: E402
 from dreamgym.lm.fit import FitConfig  # noqa: E402
 from dreamgym.lm.local import LocalLM  # noqa: E402
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
@@ -171,3 +173,47 @@ def test_a_failed_iteration_leaves_its_episodes_to_read(logged, tmp_path):
     with pytest.raises(TrainingError, match=r"iteration 0: the gradient is nan.*failed\.jsonl"):
         run.run(lambda m: None)
     assert len(list(read_episodes(tmp_path / "failed.jsonl"))) == 12
+
+
+class Silent(VaultModel):
+    """Knows the vault, and gives no usable reply to every fifth question."""
+
+    def _one(self, r):
+        asked = zlib.crc32(repr((r.instruction, r.state, r.action, r.key)).encode())
+        return super()._one(r) if asked % 5 else Prediction(None, StopReason.INVALID_REPLY, "...")
+
+
+def test_a_dream_that_is_silent_every_fifth_time_costs_episodes_and_pays_none_by_accident(logged, tmp_path):
+    run = a_run(logged, tmp_path, {"iterations": 3, "tasks": 6}, Silent())
+    told = []
+    run.run(told.append)
+    assert run.ended == "iterations"
+    played = list(read_episodes(tmp_path / "episodes.jsonl"))
+    silenced = [e for e in played if e.stop == StopReason.INVALID_REPLY]
+    assert 0 < len(silenced) < len(played)
+    assert all(e.transitions[-1].reward is None or not e.transitions[-1].reward for e in silenced)
+    assert sum(round(m["invalid"] * m["episodes"]) for m in told) == len(silenced), "counted"
+    for e in played:
+        assert (e.dream_reward() or 0) == (e.stop == StopReason.WON), "paid for a win and for nothing else"
+    watched = {"iterations": 30, "tasks": 6, "watch": Limits(**dict.fromkeys(MEANING) | {"invalid": 0.2}, in_a_row=2, stop=True)}
+    run = a_run(logged, tmp_path / "watched", watched, Silent())
+    run.run(lambda m: None)
+    assert (run.ended, run.iteration) == ("alarm", 2)
+
+
+def test_a_policy_that_emits_garbage_ends_by_name_with_its_state_saved(logged, tmp_path):
+    episodes, start = logged
+    torch.manual_seed(0)
+    lm = LocalLM.load(start)
+    LocalLM(tiny_llama(len(lm.tokenizer), 1, width=64, layers=2), lm.tokenizer).save(tmp_path / "garbage")
+    keys = {"iterations": 9, "watch": Limits(**dict.fromkeys(MEANING) | {"zero_variance_groups": 0.98}, in_a_row=2, stop=True)}
+    run = a_run((episodes, tmp_path / "garbage"), tmp_path / "run", keys, VaultModel())
+    told = []
+    run.run(told.append)
+    assert (run.ended, run.iteration) == ("alarm", 2)
+    assert [m["reward"] for m in told] == [0.0, 0.0]
+    assert [m["invalid"] for m in told] == [0.0, 0.0], "nonsense is a valid failure: it is the policy's own"
+    assert all(m["no_effect"] > 0.9 for m in told)
+    again = a_run((episodes, tmp_path / "garbage"), tmp_path / "run", keys, VaultModel())
+    again.run(told.append)
+    assert (again.ended, again.iteration, len(told)) == ("alarm", 2, 2), "it ended there for good, until its limits are raised"
