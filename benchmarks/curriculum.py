@@ -96,4 +96,4 @@ def result() -> Json:
 
 
 if __name__ == "__main__":
-    sys.exit(publish("curriculum", table(), missing(), result))
+    sys.exit(publish("curriculum", table, missing(), result, "--check" in sys.argv))

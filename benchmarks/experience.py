@@ -138,7 +138,7 @@ def main() -> int:
         for level in LEVELS:
             console.print(level, history_decides(level))
         return 0
-    return publish("experience", table(), missing(), result)
+    return publish("experience", table, missing(), result, "--check" in sys.argv)
 
 
 if __name__ == "__main__":

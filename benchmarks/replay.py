@@ -59,4 +59,4 @@ def result() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(publish("replay", table(), missing(), result))
+    sys.exit(publish("replay", table, missing(), result, "--check" in sys.argv))

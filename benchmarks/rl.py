@@ -142,4 +142,4 @@ def result() -> Json:
 
 
 if __name__ == "__main__":
-    sys.exit(publish("rl", table(), missing(), result))
+    sys.exit(publish("rl", table, missing(), result, "--check" in sys.argv))

@@ -70,23 +70,27 @@ def audit_of(level: str, method: str) -> dict[str, float]:
     return {k: fmean(values) for k, values in known.items() if values}
 
 
-def publish(name: str, table: str, absent: Sequence[str], result: Callable[[], dict[str, object]]) -> int:
+def publish(
+    name: str, table: Callable[[], str], absent: Sequence[str], result: Callable[[], dict[str, object]], checking: bool = False
+) -> int:
     """What a module of results ends with: its table shown, and ``result`` written to ``name``.json once nothing is ``absent``.
 
-    With ``--check`` nothing is written: 1 where a written file differs from what its cells say now.
+    ``checking``: nothing is written; 1 where a written file differs from what its cells say now.
     """
     path = RESULTS / f"{name}.json"
-    if "--check" in sys.argv:
+    lacks = f"{len(absent)} cells and files are missing: {', '.join(absent[:6])}{' ...' if len(absent) > 6 else ''}"
+    if checking:
         if not path.exists():
             console.print(f"{path.name}: not written yet")
             return 0
         stays = not absent and _figures(read_json(path)) == _figures(result())
-        console.print(f"{path.name}: {'current' if stays else 'differs from its cells, or they are not there; run its command again'}")
+        says = "current" if stays else lacks if absent else "differs from its cells; run its command again"
+        console.print(f"{path.name}: {says}")
         return int(not stays)
-    if table:
-        console.print(f"{table}\n", soft_wrap=True, markup=False)
+    if shown := table():
+        console.print(f"{shown}\n", soft_wrap=True, markup=False)
     if absent:
-        console.print(f"{path.name} is not written: {len(absent)} cells and files are missing: {', '.join(absent[:6])} ...")
+        console.print(f"{path.name} is not written: {lacks}")
         return 1
     write_json(path, {**result(), "commit": commit(), "versions": versions()})
     console.print(f"written: {path}")

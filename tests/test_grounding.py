@@ -86,6 +86,7 @@ def test_a_run_goes_on_when_its_servers_have_moved(tmp_path):
     words += ["replay.embeddings={base_url: 'http://PORT/v1', model: m, dimension: 3}"]
     Run(tmp_path / "run", load_config(None, [w.replace("PORT", "a") for w in words]))
     Run(tmp_path / "run", load_config(None, [w.replace("PORT", "b") for w in words]))
+    (tmp_path / "run" / "logs.jsonl.xz").touch()
     with pytest.raises(ConfigError, match="another configuration"):
         Run(tmp_path / "run", load_config(None, [w.replace("model: m", "model: n") for w in words]))
 

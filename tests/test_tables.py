@@ -1,7 +1,6 @@
 """Result files from cells: what was reached when, games by kind, and the check that a written file is still what its cells say."""
 
 import json
-import sys
 
 import pytest
 
@@ -66,12 +65,12 @@ def test_games_of_the_pool_apart_by_kind():
 def test_a_written_result_that_differs_from_its_cells_is_found(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     found = {"success": [0.5, 0.75]}
-    assert tables.publish("x", "", ["easy sft seed 2"], lambda: found) == 1
+    assert tables.publish("x", str, ["easy sft seed 2"], lambda: found) == 1
     assert not (tmp_path / "x.json").exists(), "not while cells are missing"
-    assert tables.publish("x", "", [], lambda: found) == 0
+    assert tables.publish("x", str, [], lambda: found) == 0
     assert json.loads((tmp_path / "x.json").read_text())["success"] == [0.5, 0.75]
-    monkeypatch.setattr(sys, "argv", ["x", "--check"])
-    assert tables.publish("x", "", [], lambda: found) == 0
-    assert tables.publish("x", "", [], lambda: {"success": [0.5, 0.5]}) == 1
-    assert tables.publish("x", "", ["easy sft seed 2"], lambda: found) == 1, "its cells are gone"
+    assert tables.publish("x", str, [], lambda: found, checking=True) == 0
+    assert tables.publish("x", str, [], lambda: {"success": [0.5, 0.5]}, checking=True) == 1
     assert "differs from its cells" in capsys.readouterr().out
+    assert tables.publish("x", str, ["easy sft seed 2"], lambda: found, checking=True) == 1, "its cells are gone"
+    assert "easy sft seed 2" in capsys.readouterr().out

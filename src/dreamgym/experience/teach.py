@@ -144,6 +144,12 @@ def _some(ids: list[int]) -> str:
     return str(ids) if len(ids) <= 12 else f"{ids[:6]} ... {ids[-3:]} ({len(ids)} in all)"
 
 
+def unexplained(episodes: Sequence[Episode], folder: Path) -> list[Episode]:
+    """Those that ``teach`` would still ask about in this folder."""
+    done = _load(folder / ANNOTATIONS)
+    return [e for e in episodes if e.id not in done or done[e.id].failed]
+
+
 def teach(
     episodes: Sequence[Episode],
     config: AnnotatorConfig,
@@ -158,7 +164,7 @@ def teach(
     """
     path = folder / ANNOTATIONS
     done = _load(path)
-    todo = [e for e in episodes if e.id not in done or done[e.id].failed]
+    todo = unexplained(episodes, folder)
     for start in range(0, len(todo), config.batch):
         if report:
             report(len(episodes) - len(todo) + start, len(episodes))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dreamgym.core.errors import ConfigError
 from dreamgym.curriculum.config import GeneratorConfig, SamplerConfig
@@ -280,9 +280,14 @@ class Continued(Section):
     run: str
     """The earlier run's directory."""
     mistakes: int = Field(4, ge=1)
-    """How often the experience model reads an episode in which it would have been wrong (others once)."""
+    """How often a local experience model reads, per epoch, an episode in which it would have been wrong (others once)."""
     rehearsal: float = Field(2.0, ge=0)
-    """Old logged steps that it reads again, per new step; else it forgets them."""
+    """Old logged steps that it reads again, per step that it reads of new episodes; else it forgets them."""
+
+    @field_validator("run")
+    @classmethod
+    def _wherever_it_is_read(cls, value: str) -> str:
+        return str(Path(value).expanduser().absolute())
 
 
 class RunConfig(Section):
@@ -324,6 +329,8 @@ class RunConfig(Section):
             raise ValueError("invalid_action_penalty (rl, s2r) needs policy.preset: paper; a reply of the preset tiny cannot be malformed")
         if self.curriculum.clusters and "gae" not in (self.rl.advantage, self.s2r.advantage):
             raise ValueError("curriculum.clusters groups tasks for PPO (advantage: gae, rl or s2r); else a task's own group is its group")
+        if (c := self.continued) and (self.experience.endpoint or self.experience.pretrained) and (c.mistakes, c.rehearsal) != (4, 2.0):
+            raise ValueError("continued.mistakes and continued.rehearsal are for a local experience model; leave them out")
         if self.policy.lora and self.rl.advantage == "gae":
             raise ValueError("rl.advantage: gae trains a critic with all its weights; with policy.lora use group or leave_one_out")
         if self.policy.lora and self.s2r.advantage == "gae":

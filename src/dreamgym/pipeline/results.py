@@ -68,20 +68,22 @@ def evaluation_figures(episodes: Sequence[Episode]) -> dict[str, object]:
 
 def headline(results: Mapping[str, object]) -> str:
     """The one sentence a run ends with."""
-    before, after, steps = results["before"], results["after"], results["real_steps"]
+    before, after, steps, earlier = (results[k] for k in ("before", "after", "real_steps", "continued"))
     assert isinstance(before, list)
     assert isinstance(after, list)
     assert isinstance(steps, dict)
+    spent = f"{steps['rl']}" + (f", and {steps['earlier']} of learning and probes in {earlier} and before" if earlier else "")
     return (
         f"Real success on {results['n_test']} games never trained on: before {before[0]:.2f} -> after {after[0]:.2f}"
-        f" (real steps in RL: {steps['rl']}; one seed)"
+        f" (real steps in RL: {spent}; one seed)"
     )
 
 
 def write_results(run: Run) -> dict[str, object]:
     """``results.json`` of a run: the keys of a level in the benchmark's ``slice.json``, for one seed and the run's own config.
 
-    ``before`` and ``after`` are this run's warm start and trained policy, wherever it was trained; ``s2r``: after learning on in the
+    ``before`` and ``after`` are the policy that this run began with (its warm start, or that of the run that it continues: ``continued``)
+    and the trained one, wherever it was trained; ``s2r``: after learning on in the
     real environment, empty where it did not. One run trains one arm; other arms and ablations, which the benchmark grid trains, are
     empty here.
     """
@@ -106,6 +108,7 @@ def write_results(run: Run) -> dict[str, object]:
         }
     results: dict[str, object] = {
         "seeds": [run.config.seed],
+        "continued": run.config.continued and run.config.continued.run,
         "n_test": len({e.task.id for e in after}),
         "panel": panel,
         "before": [run.summary("eval-sft")["real_success"]],
@@ -116,6 +119,7 @@ def write_results(run: Run) -> dict[str, object]:
         "dream_after": [policies["policy"]["dream"]],
         "real_steps": {
             "logs": run.summary("collect")["real_steps"],
+            "earlier": run.summary("collect").get("earlier_real_steps", 0),
             "rl": rl["rl_real_steps"],
             "probe": rl["probe_real_steps"],
             "rl_control": None,

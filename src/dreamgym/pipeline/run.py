@@ -32,7 +32,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         saved = folder / "config.yaml"
         begun = (folder / "s2r_run").exists()
-        if saved.exists() and _decisive(load_config(saved), begun) != _decisive(config, begun):
+        begun_at_all = any(path != saved for path in folder.iterdir())
+        if saved.exists() and begun_at_all and _decisive(load_config(saved), begun) != _decisive(config, begun):
             raise ConfigError(f"{saved}: this folder holds a run with another configuration; choose another --run or delete it")
         write_atomic(saved, dump_config(config))
 

@@ -3,25 +3,26 @@
 collect -> annotate -> base -> train_experience -> warm_start -> train (-> sim_to_real) -> evaluate -> audit -> (report)
 """
 
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+from rich.progress import Progress
+
 from dreamgym.core.env import RealSteps
-from dreamgym.core.errors import ConfigError, DataError
+from dreamgym.core.errors import ConfigError, DataError, PanelLeakError
 from dreamgym.core.files import read_episodes, read_json, write_episodes, write_json
 from dreamgym.core.types import Episode, Panel, StopReason
 from dreamgym.envs.adapter import Adapter, load_adapter
 from dreamgym.experience.annotate import GenericTeacher, annotate
-from dreamgym.experience.teach import ANNOTATIONS, estimate, summary, teach
+from dreamgym.experience.teach import ANNOTATIONS, estimate, summary, teach, unexplained
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.acting import actor, context_of
 from dreamgym.pipeline.attack import attack_run
 from dreamgym.pipeline.audit import audit_run
 from dreamgym.pipeline.config import Optimisation, RunConfig
-from dreamgym.pipeline.continued import Earlier, lesson, met_before
+from dreamgym.pipeline.continued import Earlier, lesson, met_before, take_annotations, take_policy, train_further
 from dreamgym.pipeline.fidelity import fidelity_run
 from dreamgym.pipeline.grounding import logged
 from dreamgym.pipeline.learn import train_base, train_experience, warm_start
@@ -60,6 +61,7 @@ def collect(run: Run) -> Summary:
         base_path(run)  # a base that is not there is told before hours of recording
     if met:
         episodes = met.episodes
+        _refuse_evaluated(episodes, _evaluated(config, adapter))
     elif config.logs == "collect":
         episodes = _record(run, adapter, counter)
     else:
@@ -72,7 +74,7 @@ def collect(run: Run) -> Summary:
     write_episodes(run.path(LOGS), episodes)
     steps = counter.total or sum(len(e.steps) for e in episodes)
     if met:
-        steps = met.real_steps
+        steps = met.logged_steps
     elif config.logs == "shipped":
         steps = shipped_steps(_level(config))
     return {
@@ -82,7 +84,8 @@ def collect(run: Run) -> Summary:
         "successes": len(successes(episodes)),
         "real_steps": steps,
         "counts": counts(episodes),
-        **({"new_episodes": met.new} if met else {}),
+        **({"new_episodes": len(met.new), "earlier_real_steps": met.learned_steps} if met else {}),
+        **({"new": met.new, "policy_fingerprint": met.fingerprint} if met else {}),
     }
 
 
@@ -116,6 +119,14 @@ def _evaluated(config: RunConfig, adapter: Adapter) -> dict[str, str]:
     return {t.id: panel for panel, limit in limits.items() for t in adapter.tasks(panel, limit)}
 
 
+def _refuse_evaluated(episodes: Sequence[Episode], evaluated: Mapping[str, str]) -> None:
+    """Logs that were fine for the run that had them may hold what this one evaluates on. Raises ``PanelLeakError``."""
+    for e in episodes:
+        if panel := evaluated.get(e.task.id):
+            raise PanelLeakError(f"episode {e.id}: its task {e.task.id} is of the panel {panel}, which this run evaluates on; evaluate on"
+                                 " the games that the run before did, or on another panel")  # fmt: skip
+
+
 def _record(run: Run, adapter: Adapter, counter: RealSteps) -> list[Episode]:
     episodes: list[Episode] = []
     with bar() as progress:
@@ -145,8 +156,10 @@ def _taught(run: Run) -> tuple[list[Episode], Summary]:
     config = run.config.experience.annotator
     if config is None:
         raise ConfigError("experience.teacher: endpoint needs experience.annotator.server (base_url and model)")
+    if run.config.continued:
+        take_annotations(run)
     episodes = list(read_episodes(run.path(LOGS)))
-    cost = estimate(episodes, config)
+    cost = estimate(unexplained(episodes, run.folder), config)
     usd = "" if cost.usd is None else f", about ${cost.usd:.2f}"
     tokens = f"{cost.tokens_in:,} tokens in and {cost.tokens_out:,} out{usd}, if every first reply is usable and as long as it may be"
     console.print(f"  {cost.episodes} episodes, {cost.steps} steps: about {tokens}")
@@ -207,34 +220,33 @@ def train_experience_model(run: Run) -> Summary:
             tasks, retrieval = tasks_of(episodes), logged(run)
             n = train_chat(episodes, tasks, prompt_config(config), pretrained, run.path("experience"), retrieval, config.seed, report)
         return {"model": pretrained.model, "lora": pretrained.lora is not None, "conversations": n, **config.experience.prompt.model_dump()}
-    tasks, retrieval, found = tasks_of(episodes), logged(run), Summary()
-    if config.continued:
-        base, read = str(Earlier(run).experience), lesson(run, episodes, tasks, retrieval)
-        episodes, found = read.episodes, {"new_steps": read.new_steps, "wrong_before": read.wrong}
-    else:
-        base = base_path(run)
+    tasks, folder, retrieval = tasks_of(episodes), run.path("experience"), logged(run)
+    fit, found = fit_config(config.experience.fit, config.seed), Summary()
     with bar() as progress:
-        lm = train_experience(
-            base,
-            episodes,
-            tasks,
-            prompt_config(config),
-            fit_config(config.experience.fit, config.seed),
-            run.path("experience"),
-            retrieval,
-            fit_report(progress, "experience model"),
-            writing=config.curriculum.writing if config.curriculum.synthetic else 0,
-        )
+        report = fit_report(progress, "experience model")
+        if config.continued:
+            read = lesson(run, episodes, tasks, retrieval, _asked(progress))
+            lm = train_further(
+                Earlier(run).experience, read, config.continued.mistakes, tasks, prompt_config(config), fit, folder, retrieval, report
+            )
+            found = {"new_steps": read.new_steps, "wrong_before": read.wrong}
+        else:
+            writing = config.curriculum.writing if config.curriculum.synthetic else 0
+            prompt = prompt_config(config)
+            lm = train_experience(base_path(run), episodes, tasks, prompt, fit, folder, retrieval, report, writing=writing)
     return {"parameters": lm.parameters, **found, **config.experience.prompt.model_dump()}
+
+
+def _asked(progress: Progress) -> Callable[[int, int, float], None]:
+    task = progress.add_task("the earlier experience model on new steps", total=None)
+    return lambda done, total, wrong: progress.update(task, completed=done, total=total, visible=done < total)
 
 
 def warm_start_policy(run: Run) -> Summary:
     """Behaviour cloning of the limited demonstrations: the policy before any reinforcement learning; or where an earlier run's ended."""
     config = run.config
     if config.continued:
-        policy = Earlier(run).policy
-        shutil.copytree(policy, run.path("sft"), dirs_exist_ok=True)
-        return {"from": str(policy)}
+        return {"from": str(take_policy(run, run.path("sft")))}
     demos = demonstrations(load_logs([run.path(LOGS)]), config.sft.demonstrations)
     _check_actions(base_path(run), demos, config)
     drop_torn_checkpoints(run.path("sft/checkpoints"))

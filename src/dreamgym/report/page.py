@@ -202,7 +202,9 @@ def budget(run: RunFiles, dreaming: bool) -> list[tuple[str, int | None, str]]:
         for stage, episodes in (("eval-sft", e.before), ("eval-policy", e.after), *([("eval-s2r", e.s2r)] if e.s2r else [])):
             counted = of(stage, "real_steps") if e.panel == run.config.evaluation.panel else None
             played = (played or 0) + (sum(len(x.transitions) for x in episodes) if counted is None else counted)
+    earlier = of("collect", "earlier_real_steps") if run.config.continued else None
     return [("logs", of("collect", "real_steps"), "what both models learn from"),
+            *([("earlier runs", earlier, "trained and chose the policy that this run began with")] if run.config.continued else []),
             ("RL", of("train", "rl_real_steps"), "trains the policy" + (": in the dream only, no real step" if dreaming else "")),
             *([("S2R", of("sim-to-real", "rl_real_steps"), "trains the policy after the dream"),
                ("S2R probe", of("sim-to-real", "probe_real_steps"), "chooses its checkpoint")] if "sim-to-real" in run.stages else []),
