@@ -75,7 +75,7 @@ def dreamgym(*words, cwd=ROOT, timeout=900):
         (["collect", "env=textworld/hard", "logs=collect"], "base: none is shipped for textworld/hard; set base to 'tiny'"),
         (["collect", "env=nosuch:thing"], "cannot be imported"),
         (["collect", "logs=missing.jsonl"], "missing.jsonl: no such file"),
-        (["collect", "env=examples.own_environment:adapter"], "none are shipped"),
+        (["collect", "env=examples.own_environment:adapter"], "base: none is shipped for examples.own_environment:adapter"),
         (["eval"], "stage train has not finished"),
     ],
 )
@@ -97,7 +97,35 @@ def test_an_override_opens_a_section_that_a_file_has_empty(tmp_path):
     (tmp_path / "config.yaml").write_text(dump_config(load_config(None)))
     found = load_config(tmp_path / "config.yaml", ["experience.uncertainty.samples=2", "continued.run=runs/mine"])
     assert found.experience.uncertainty.samples == 2
-    assert found.continued.run == "runs/mine"
+    assert found.continued.run == str(Path("runs/mine").absolute())
+
+
+def test_learning_on_for_real_is_learning_as_in_the_dream_where_nothing_else_is_said():
+    from dreamgym.pipeline.config import load_config
+
+    found = load_config(ROOT / "recipes" / "qwen2.5-7b.yaml", ["s2r.group=4"])
+    assert (found.s2r.row_length, found.s2r.learning_rate, found.s2r.invalid_action_penalty) == (4608, 1e-5, 0.1)
+    assert (found.s2r.group, found.rl.group) == (4, 8)
+    assert (found.s2r.iterations, found.s2r.real_budget, found.s2r.probe_every) == (20, 5000, 0), "limits are its own"
+
+
+def test_an_audit_that_measured_nothing_refuses_no_training(tmp_path, capsys):
+    from dreamgym.core.errors import ConfigError
+    from dreamgym.pipeline.config import load_config
+    from dreamgym.pipeline.reinforce import check_audit
+    from dreamgym.pipeline.run import Run
+
+    run = Run(tmp_path, load_config(None))
+    figures = {"episodes": 0, "successes": 0, "success_precision": 0.0, "next_state_macro": 0.0}
+    run.path("audit.json").write_text(json.dumps(figures))
+    check_audit(run)
+    assert "says nothing about this dream" in capsys.readouterr().out
+    run.path("audit.json").write_text(json.dumps(figures | {"episodes": 6, "next_state_macro": 0.9}))
+    check_audit(run)
+    assert "nobody won a real episode" in capsys.readouterr().out
+    run.path("audit.json").write_text(json.dumps(figures | {"episodes": 6, "next_state_macro": 0.5}))
+    with pytest.raises(ConfigError, match=r"next_state_macro 0\.500 below rl\.audit_floor"):
+        check_audit(run)
 
 
 def test_a_malformed_episode_file_is_named_with_its_line(tmp_path):
@@ -140,7 +168,7 @@ def steps_of(log: str, number: int, **changes) -> list[dict[str, object]]:
 def test_a_log_that_contradicts_itself_or_the_evaluation_is_named_with_its_line(tmp_path, changes, message):
     path = tmp_path / "mine.jsonl"
     path.write_text(f"{a_log()}\n\n{a_log(**changes)}\n")
-    done = dreamgym("collect", "--run", str(tmp_path / "run"), "env=examples.own_environment:adapter", f"logs={path}")
+    done = dreamgym("collect", "--run", str(tmp_path / "run"), "env=examples.own_environment:adapter", "base=tiny", f"logs={path}")
     assert done.returncode == 1, done.stderr
     assert message in done.stdout.replace("\n", "")
     assert f"{path}:3" in done.stdout.replace("\n", "") or "belongs to the panel" in message
@@ -154,7 +182,7 @@ def test_a_users_states_are_put_in_order(tmp_path):
     lines = ["[room] mat: here", "[box] key: metal"]
     path.write_text(a_log(task={"id": "vault/3", "instruction": "leave", "first_state": lines},
                           transitions=[{"state": lines, "action": "leave", "reward": 1.0, "outcome": "won"}]))  # fmt: skip
-    assert dreamgym("collect", "--run", str(run), "env=examples.own_environment:adapter", f"logs={path}").returncode == 0
+    assert dreamgym("collect", "--run", str(run), "env=examples.own_environment:adapter", "base=tiny", f"logs={path}").returncode == 0
     [episode] = read_episodes(run / "logs.jsonl.xz")
     assert episode.task.first_state == episode.transitions[0].state == tuple(sorted(lines))
 
@@ -475,7 +503,7 @@ def test_logs_are_annotated_by_an_llm_whose_cost_is_told_first(tmp_path):
 
     (tmp_path / "mine.jsonl").write_text("".join(a_log(id=f"e{i}") + "\n" for i in range(5)))
     words = ["annotate", "--run", str(tmp_path / "run"), "env=examples.own_environment:adapter", f"logs={tmp_path / 'mine.jsonl'}"]
-    words += ["experience.teacher=endpoint"]
+    words += ["base=tiny", "experience.teacher=endpoint"]
     done = dreamgym(*words)
     assert done.returncode == 1
     assert "experience.annotator.server" in done.stdout

@@ -233,7 +233,10 @@ class Dreaming(Reinforcement):
 
 
 class SimToReal(Reinforcement):
-    """Policy learning in the real environment after the dream (``dreamgym train --stages dream,real``)."""
+    """Policy learning in the real environment after the dream (``dreamgym train --stages dream,real``).
+
+    How it learns it takes from ``rl`` where that says so and this section does not; not its limits and ``iterations``.
+    """
 
     iterations: int = Field(20, ge=0)
     tasks: int = Field(24, ge=1)
@@ -320,6 +323,15 @@ class RunConfig(Section):
     """Where metrics of policy learning go beside ``metrics.jsonl`` (each an extra of its name)."""
     threads: int = Field(0, ge=0)
     """Threads of torch; 0 = all cores."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _s2r_learns_as_rl(cls, data: dict[str, object]) -> dict[str, object]:
+        rl, own = data.get("rl"), data.get("s2r")
+        if not isinstance(rl, dict) or not isinstance(own, dict | None):
+            return data
+        taken = {k: v for k, v in rl.items() if k in RLConfig.model_fields and k != "iterations"}
+        return {**data, "s2r": taken | (own or {})}
 
     @model_validator(mode="after")
     def _no_idle_key(self) -> "RunConfig":

@@ -143,8 +143,15 @@ def check_audit(run: Run) -> None:
         console.print(f"  [yellow]no audit yet[/yellow]: dreamgym audit --run {run.folder} says how far this dream can be trusted")
         return
     found, floor = read_json(run.path("audit.json")), run.config.rl.audit_floor
+    if not found.get("episodes"):
+        nobody = "the adapter has no explorers, and there was no policy yet"
+        console.print(f"  [yellow]the audit played no episode[/yellow] ({nobody}): it says nothing about this dream")
+        return
     keys = ("success_precision", "success_recall", "next_state_macro", "invalid")
     shown = {k: float(str(found[k])) for k in keys if found.get(k) is not None}
+    if not found.get("successes"):
+        console.print("  [yellow]nobody won a real episode of the audit[/yellow]: it does not say whether this dream knows a success")
+        shown = {k: v for k, v in shown.items() if not k.startswith("success")}
     console.print("  audit: " + ", ".join(f"{k} {v:.3f}" for k, v in shown.items()))
     low = {k: v for k, v in shown.items() if k in ("success_precision", "next_state_macro") and v < floor}
     if low:

@@ -55,7 +55,7 @@ class Run:
             summary = work()
         except Exception as e:
             if isinstance(e, ValueError) and "raise row_length" in str(e):
-                raise ConfigError(f"{name}: {e} (experience.fit, sft.fit, pretrain or rl, whichever this stage reads)") from e
+                raise ConfigError(f"{name}: {e} (experience.fit, sft.fit, pretrain, rl or s2r, whichever this stage reads)") from e
             if isinstance(e, OSError) or not any(sign in str(e) for sign in _DISK):
                 raise
             raise DataError(f"{self.folder}: a model cannot be written ({e}); is the disk full? Finished stages are kept") from e

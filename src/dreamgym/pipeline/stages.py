@@ -198,7 +198,7 @@ def base_path(run: Run) -> str:
     if run.config.base != "shipped":
         return run.config.base
     path = shipped_base(_level(run.config))
-    if not path.exists():
+    if not run.config.env.startswith("textworld/") or not path.exists():
         raise ConfigError(f"base: none is shipped for {run.config.env}; set base to 'tiny' (trained on the logs' text) or to a causal LM")
     return str(path)
 
