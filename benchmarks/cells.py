@@ -116,12 +116,15 @@ EXPERIENCE_ROWS: dict[str, dict[str, Any]] = {
     "no_reasoning_cautious": {"model": "no_reasoning", "prompt": {"reasoning": False}, "cautious": {"samples": 4, "above": 0.5}},
     "real_frozen": {"model": "full", "enrichment": "real_frozen"},
     "filtered": {"model": "full", "enrichment": "filtered", "surprise": 0.25},
+    **{f"reasoning_em{n}": {"fit": {"seed": n}, "seeds": (n,)} for n in (1, 2)},
+    **{f"no_reasoning_em{n}": {"prompt": {"reasoning": False}, "fit": {"seed": n}, "seeds": (n,)} for n in (1, 2)},
     **{f"{n // 1000}k_steps": {"logged_steps": n, "whole_tasks": True, "epochs_at_most": 20.0} for n in (2_000, 10_000, 20_000, 40_000)},
 }
 """Further rows about the experience model. ``view``: states without what closed containers were seen to hold, with and without
 the episode's last 8 steps in the prompt; policies are trained in the same view. ``model``: the experience model of that variant, here
-silent where its draws disagree. ``enrichment``: what of the dream comes into the buffer (else all that is valid). With fewer logged
-steps the epochs grow, so that the updates stay the same, up to ``epochs_at_most``."""
+silent where its draws disagree. ``enrichment``: what of the dream comes into the buffer (else all that is valid). ``_em1``, ``_em2``:
+an experience model trained with another seed, for one policy seed each: how much of a row is the luck of that training. With fewer
+logged steps the epochs grow, so that the updates stay the same, up to ``epochs_at_most``."""
 CURRICULUM_ROWS: dict[str, dict[str, Any]] = {
     name: {"model": "full", "curriculum": how}
     for name, how in {
@@ -141,7 +144,7 @@ EXPERIENCE = {
     level: {"epochs": epochs, "learning_rate": 2e-3, "row_length": 320, "rows": 16} for level, epochs in (("easy", 2.5), ("standard", 2.0))
 } | {level: {"epochs": 1.5, "learning_rate": 2e-3, "row_length": 640, "rows": 8} for level in ("hard", "mixed")}
 SFT: dict[str, dict[str, Any]] = {level: {"epochs": 20.0, "rows": 4, "learning_rate": 1e-3} for level in ("easy", "standard")}
-"""Epochs chosen on probe (100 games, one seed; docs/results.md)."""
+"""Epochs chosen on probe (100 games, one seed; docs/development.md)."""
 SFT |= {level: {"epochs": 20.0, "rows": 4, "learning_rate": 1e-3, "row_length": 320} for level in ("hard", "mixed")}
 GRPO: dict[str, dict[str, Any]] = {"easy": {"iterations": 30}, "standard": {"iterations": 40}}
 GRPO |= {"hard": {"iterations": 30, "tasks": 64}, "mixed": {"iterations": 30, "tasks": 64}}
@@ -253,6 +256,11 @@ def kind_of(method: str) -> str:
     if how:
         return "grpo_dream" if how in ("dream", "s2r") else "grpo_real"
     return method if method in DECIDES else "sft"
+
+
+def seeds_of(method: str) -> tuple[int, ...]:
+    """Which seeds a method's cells have in the tables."""
+    return tuple(row_of(method).get("seeds", SEEDS))
 
 
 def variant_of(method: str) -> str:

@@ -8,8 +8,8 @@ and **one experience model per (level, variant), which all seeds share**: the sp
 cells go on where they were. Methods: ``base``, ``sft``, ``sft_all``, ``grpo_dream``, ``grpo_real``, and
 ``grpo_dream+no_reasoning``, ``+no_retrieval``, ``+no_sheet``; about the experience model also those of ``EXPERIENCE_ROWS``:
 ``grpo_dream+k3``, ``+best_first``, ``+history``, ``+no_history``, ``+generic_teacher``, ``+no_reasoning_cautious``, ``+real_frozen``,
-``+filtered``, ``+2k_steps`` to ``+40k_steps``; without rewards ``dpo``, ``iwm``, ``self_reflection``. On *hard* also ``ppo_dream`` and
-``ppo_real``, and for both algorithms ``_s2r`` (the real environment after the dream, few steps) and ``_real_at_s2r_budget`` (no dream);
+``+filtered``, ``+2k_steps`` to ``+40k_steps``, ``+reasoning_em1`` to ``+no_reasoning_em2``; without rewards ``dpo``,
+``iwm``, ``self_reflection``. On *hard* also ``ppo_dream`` and ``ppo_real``, and for both algorithms ``_s2r`` (the real environment after the dream, few steps) and ``_real_at_s2r_budget`` (no dream);
 on *mixed* the curricula of ``CURRICULUM_ROWS``; both only where their logs have been recorded (``benchmarks.ship``).
 """
 
@@ -32,7 +32,6 @@ from benchmarks.cells import (
     LEVELS,
     POOL,
     PROBE,
-    SEEDS,
     SFT,
     TEST_GAMES,
     VARIANTS,
@@ -49,6 +48,7 @@ from benchmarks.cells import (
     prompt_of,
     reinforcement,
     row_of,
+    seeds_of,
     stale_cells,
     variant_of,
 )
@@ -367,7 +367,7 @@ def wall_s(folder: Path) -> float:
 def listing() -> None:
     for level in all_levels():
         for method in methods(level):
-            for seed in SEEDS:
+            for seed in seeds_of(method):
                 path = cell_path(level, method, seed)
                 state = "done" if path.exists() else "stale" if stale_cells(level, method, seed) else "missing"
                 console.print(f"{state:8}{level} {method} seed {seed}")

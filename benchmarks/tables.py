@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 
 from rich.console import Console
 
-from benchmarks.cells import CELLS, HERE, LEVELS, METHODS, SEEDS, all_levels, cell_path, commit, methods
+from benchmarks.cells import CELLS, HERE, LEVELS, METHODS, SEEDS, all_levels, cell_path, commit, methods, seeds_of
 from dreamgym.core.files import read_json, write_json
 from dreamgym.pipeline.results import AUDIT_KEYS, versions
 from dreamgym.pipeline.stages import shipped
@@ -40,7 +40,7 @@ Cell = dict[str, object]
 
 def cells(level: str, method: str) -> list[Cell]:
     """The current cells of a method, by seed."""
-    return [read_json(p) for p in (cell_path(level, method, s) for s in SEEDS) if p.exists()]
+    return [read_json(p) for p in (cell_path(level, method, s) for s in seeds_of(method)) if p.exists()]
 
 
 def rows(cell: Cell, source: str, panel: str = "test") -> dict[str, float]:

@@ -137,6 +137,34 @@ def test_a_malformed_episode_file_is_named_with_its_line(tmp_path):
     assert not (tmp_path / "run" / "logs.jsonl.xz").exists()
 
 
+def code_of(page: str, word: str) -> str:
+    """The block of Python on a page that has ``word`` in it."""
+    blocks = (ROOT / "docs" / page).read_text().split("```python\n")[1:]
+    [found] = [code for code in (b.partition("```")[0] for b in blocks) if word in code]
+    return found
+
+
+def test_the_converter_in_the_docs_makes_logs_that_are_taken(tmp_path):
+    from dreamgym.core.env import RealSteps
+    from dreamgym.core.state import text_of_state
+    from dreamgym.pipeline.user_logs import read_user_logs
+    from examples.own_environment import adapter
+
+    made: dict[str, object] = {}
+    exec(code_of("own-environment.md", "def episode("), made)
+    recorded = [e for e in adapter.collect(RealSteps(), 6, 0) if e.transitions]
+    lines = []
+    for e in recorded:
+        steps = [(text_of_state(t.state), t.action, t.reward, text_of_state(t.next_state), t.outcome != "go") for t in e.transitions]
+        seed = int(e.task.id.rpartition("/")[2])
+        lines.append(made["episode_line"](made["episode"](adapter.name, seed, e.task.instruction, steps, e.id)))
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines) + "\n")
+    taken = read_user_logs(tmp_path / "mine.jsonl", {})
+    assert [e.transitions for e in taken] == [e.transitions for e in recorded]
+    assert [e.task.id for e in taken] == [e.task.id for e in recorded]
+    assert {e.stop for e in taken} >= {"won", "lost"}
+
+
 def a_log(**changes) -> str:
     """One line of a user's log: two steps, the second wins. ``changes`` go over its fields."""
     there, here = "[room] door: closed", "[room] door: open"
@@ -383,7 +411,19 @@ def learns_on_in_the_real_environment(run):
     assert s2r["real_steps"]["rl"] == spent[1][2]
     assert 0 <= s2r["after"][0] <= 1
     assert "learning on in the real environment" in (run / "report.html").read_text()
+    plays_its_dream_as_a_gymnasium_environment(run)
     goes_on_in_another_run(run, run.parent / "next")
+
+
+def plays_its_dream_as_a_gymnasium_environment(run):
+    found: dict[str, object] = {}
+    exec(code_of("own-environment.md", "TextGym(").replace("runs/mine", str(run)), found)
+    env = found["env"]
+    assert str(found["observation"]).startswith("[room]")
+    observation, reward, terminated, truncated, info = env.step("dance")
+    assert reward == 0.0 or (truncated and info["invalid"])
+    assert isinstance(observation, str)
+    assert not terminated or reward in (0.0, 1.0)
 
 
 def goes_on_in_another_run(run, following):

@@ -31,7 +31,7 @@ class RLConfig(BaseModel):
     """Members per task."""
     learning_rate: float = Field(6e-4, gt=0)
     """Its peak: it rises over ``warmup`` iterations, because Adam's first steps are as long as any and a warm start is easily
-    knocked into loops, and falls linearly to 0 over all, because a constant one lets entropy grow without end (docs/results.md)."""
+    knocked into loops, and falls linearly to 0 over all, because a constant one lets entropy grow without end (docs/development.md)."""
     warmup: int = Field(2, ge=0)
     temperature: float = Field(1.0, gt=0)
     horizon: tuple[int, ...] = ()
@@ -55,7 +55,7 @@ class RLConfig(BaseModel):
     """Of a step that changes nothing and does not end the episode (``advantages.shaped``); null = none."""
     negative: float = Field(0.1, ge=0)
     """Weight of negative advantages. Pushing an action down leaves open what rises instead: with weight 1, steps of this length
-    undo a warm start within a few iterations (docs/results.md). 1 = as published."""
+    undo a warm start within a few iterations (docs/development.md). 1 = as published."""
     invalid_action_penalty: float = Field(0.0, ge=0)
     """Off the return of a step whose reply was malformed; the paper's setting is 0.1."""
 

@@ -155,7 +155,7 @@ def orderly(scene: Scene, rng: np.random.Generator) -> str:
     """The next command of a cook who follows the recipe: fetch all of it, then cut and cook one food after the other.
 
     What to do next follows from the state alone. ``expert`` draws among all that is left to do; with two foods a small policy
-    that imitates it cannot tell which preparation belongs to which (docs/results.md).
+    that imitates it cannot tell which preparation belongs to which (docs/development.md).
     """
     foods = scene.goal.items()
     for food, _ in foods:
