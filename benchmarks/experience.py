@@ -9,9 +9,10 @@ It needs the cells of ``ABLATIONS`` and ``DATA`` (``python -m benchmarks.grid LE
 """
 
 import sys
+from statistics import fmean
 
-from benchmarks.cells import HERE, LEVELS, SEEDS, cell_path, logs_of
-from benchmarks.tables import audit_of, cells, console, markdown, publish, rates, rows, spread
+from benchmarks.cells import HERE, LEVELS, cell_path, logs_of, seeds_of
+from benchmarks.tables import Cell, audit_of, cells, console, markdown, publish, rates, rows, spread
 from dreamgym.core.files import read_json
 from dreamgym.core.state import entity
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
@@ -29,6 +30,7 @@ ABLATIONS = {
     "no_retrieval": ("standard", "grpo_dream+no_retrieval"),
     "no_sheet": ("standard", "grpo_dream+no_sheet"),
     "full_easy": ("easy", "grpo_dream"),
+    "no_reasoning_easy": ("easy", "grpo_dream+no_reasoning"),
     "history": ("easy", "grpo_dream+history"),
     "no_history": ("easy", "grpo_dream+no_history"),
     "k3": ("easy", "grpo_dream+k3"),
@@ -37,18 +39,23 @@ ABLATIONS = {
 }
 """Each row's level and method. ``no_history`` stands beside ``history``: both see only what is visible now."""
 AGAINST = {"full_easy": "full_easy", "no_history": "history"}
-AGAINST |= dict.fromkeys(("history", "k3", "best_first", "generic_teacher"), "full_easy")
+AGAINST |= dict.fromkeys(("no_reasoning_easy", "history", "k3", "best_first", "generic_teacher"), "full_easy")
 """The row that a row is paired with; ``full`` for the others."""
 DATA = {n: f"grpo_dream+{n // 1000}k_steps" for n in (2_000, 10_000, 20_000, 40_000)}
 """Data efficiency on *easy*, by logged steps."""
 UNCERTAINTY = ("easy", "grpo_dream+no_reasoning_cautious", "grpo_dream+no_reasoning")
+LUCK = {f"{how}_em{n}": ("easy", f"grpo_dream+{how}_em{n}") for how in ("reasoning", "no_reasoning") for n in (1, 2)}
+"""Experience models of the rows ``full_easy`` and ``no_reasoning_easy``, trained with other seeds; one policy seed each."""
+FIRST = RESULTS / "earlier"
+"""Cells of ``no_reasoning_easy`` in another training of its experience model, with equal settings on another machine."""
 Json = dict[str, object]
 
 
 def missing() -> list[str]:
     """Cells and files that are not there."""
     wanted = [*ABLATIONS.values(), *(("easy", m) for m in DATA.values()), *((UNCERTAINTY[0], m) for m in UNCERTAINTY[1:])]
-    absent = [f"{level} {method} seed {s}" for level, method in wanted for s in SEEDS if not cell_path(level, method, s).exists()]
+    wanted += LUCK.values()
+    absent = [f"{lv} {method} seed {s}" for lv, method in wanted for s in seeds_of(method) if not cell_path(lv, method, s).exists()]
     files = [f"{name}-{level}.json" for name in ("fidelity", "adversarial") for level in LEVELS] + ["faults.json"]
     return absent + [name for name in files if not (RESULTS / name).exists()]
 
@@ -75,6 +82,21 @@ def ablation(name: str) -> Json:
     }
 
 
+def first_training() -> list[Cell]:
+    return [read_json(p) for p in sorted(FIRST.glob("*.json"))]
+
+
+def luck(found: list[Cell]) -> Json:
+    """Of one training of an experience model."""
+    audits = [c["audit"] for c in found]
+    assert all(isinstance(a, dict) for a in audits)
+    return {
+        "real_success": [fmean(rows(c, "real").values()) for c in found],
+        "dream_win_precision": [a["dream_win_precision"] for a in audits],  # type: ignore[index]
+        "lost": [a["next_state"]["lost"] for a in audits],  # type: ignore[index]
+    }
+
+
 def adversarial() -> Json:
     """Both levels together."""
     found = [read_json(RESULTS / f"adversarial-{level}.json") for level in LEVELS]
@@ -89,6 +111,7 @@ def result() -> Json:
         "audit": {level: audit_result(level) for level in LEVELS},
         "ablations": {name: ablation(name) for name in ABLATIONS},
         "data_efficiency": {str(n): {"real_success": rates("easy", m), "audit": audit_of("easy", m)} for n, m in DATA.items()},
+        "training_luck": {**{name: luck(cells(*of)) for name, of in LUCK.items()}, "no_reasoning_first": luck(first_training())},
         "history_decides": {level: history_decides(level) for level in LEVELS},
         "adversarial": adversarial(),
         "faults": {k: faults[k] for k in ("episodes", "valid", "invalid", "lost", "accidental_rewards", "time_ratio")},
@@ -123,7 +146,7 @@ def table() -> str:
     """Markdown: the rows that have cells."""
     lines = [["level", "experience model", "seeds", "real success", "dreamed (no result)", *(k.replace("_", " ") for k in AUDIT)]]
     lines.append(["---"] * len(lines[0]))
-    named = [*ABLATIONS.items(), *((f"{n:,} logged steps", ("easy", m)) for n, m in DATA.items())]
+    named = [*ABLATIONS.items(), *LUCK.items(), *((f"{n:,} logged steps", ("easy", m)) for n, m in DATA.items())]
     for name, (level, method) in [*named, ("no_reasoning, cautious", UNCERTAINTY[:2])]:
         found, a = cells(level, method), audit_of(level, method)
         if found:

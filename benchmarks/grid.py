@@ -8,9 +8,10 @@ and **one experience model per (level, variant), which all seeds share**: the sp
 cells go on where they were. Methods: ``base``, ``sft``, ``sft_all``, ``grpo_dream``, ``grpo_real``, and
 ``grpo_dream+no_reasoning``, ``+no_retrieval``, ``+no_sheet``; about the experience model also those of ``EXPERIENCE_ROWS``:
 ``grpo_dream+k3``, ``+best_first``, ``+history``, ``+no_history``, ``+generic_teacher``, ``+no_reasoning_cautious``, ``+real_frozen``,
-``+filtered``, ``+2k_steps`` to ``+40k_steps``, ``+reasoning_em1`` to ``+no_reasoning_em2``; without rewards ``dpo``,
-``iwm``, ``self_reflection``. On *hard* also ``ppo_dream`` and ``ppo_real``, and for both algorithms ``_s2r`` (the real environment after the dream, few steps) and ``_real_at_s2r_budget`` (no dream);
-on *mixed* the curricula of ``CURRICULUM_ROWS``; both only where their logs have been recorded (``benchmarks.ship``).
+``+filtered``, ``+2k_steps`` to ``+40k_steps``, ``+reasoning_em1`` to ``+no_reasoning_em2``; without rewards ``dpo``, ``iwm``,
+``self_reflection``. On *hard* also ``ppo_dream`` and ``ppo_real``, and for both algorithms ``_s2r`` (the real environment after the
+dream, few steps) and ``_real_at_s2r_budget`` (no dream); on *mixed* the curricula of ``CURRICULUM_ROWS``; both only where their logs
+have been recorded (``benchmarks.ship``).
 """
 
 import os
@@ -74,7 +75,7 @@ from dreamgym.pipeline.play import play_real, seats_for
 from dreamgym.pipeline.player import task_generator
 from dreamgym.pipeline.preference import prefer, preferences
 from dreamgym.pipeline.results import AUDIT_KEYS, peak_rss_gib, versions
-from dreamgym.pipeline.rl_run import RLRun
+from dreamgym.pipeline.rl_run import RLRun, fingerprint
 from dreamgym.pipeline.run import drop_torn_checkpoints
 from dreamgym.pipeline.stages import shipped_base, shipped_logs, shipped_steps
 from dreamgym.replay.buffer import ReplayBuffer
@@ -116,6 +117,8 @@ class Cell:
         self.commit = commit()
         self.wall: dict[str, float] = {}
         """Seconds of training the models that cells share, by model, as noted beside each."""
+        self.weights: str | None = None
+        """Which experience model it was: two trainings with equal settings on two machines are two models."""
 
     def run(self) -> None:
         path = cell_path(self.level, self.method, self.seed)
@@ -175,6 +178,7 @@ class Cell:
                 "logs": counts(self.known),
                 **learned,
                 "shared_wall_s": self.wall,
+                "experience_model": self.weights,
                 "peak_rss_gib": round(peak_rss_gib(), 2),
                 "audit": kept,
                 "rows": [r.model_dump(mode="json") for r in rows],
@@ -254,6 +258,7 @@ class Cell:
                 ),
             )
         self.wall["experience"] = wall_s(folder)
+        self.weights = fingerprint(folder)
         return LocalLM.load(folder)
 
     def experience(self) -> tuple[ExperienceModel, ReplayBuffer]:

@@ -4,7 +4,7 @@
     python -m benchmarks.tables --check    # exit 1 where a cell is stale, or slice.json or a page's table differs from its cells
 
 ``slice.json`` is written only when every headline cell is there; the tables show what exists. Those of README.md and of
-docs/results.md stand between ``<!-- cells -->`` and ``<!-- end of cells -->``.
+docs/results.md stand between ``<!-- cells -->`` and ``<!-- end of cells -->``, and the like.
 """
 
 import json
@@ -23,7 +23,6 @@ from dreamgym.pipeline.stats import paired_interval
 
 RESULTS = HERE / "results"
 QUICKSTART = RESULTS / "quickstart.json"
-OPENING, CLOSING = "<!-- cells -->", "<!-- end of cells -->"
 ROWS = {
     "base": "`base`: the language model that all arms start from",
     "sft": "`sft`: warm start on the limited demonstrations",
@@ -181,14 +180,20 @@ def logs_table() -> str:
 
 def pages() -> dict[Path, str]:
     """Each page that holds tables, as it should read."""
-    tables = {"README.md": results_table(), "docs/results.md": f"{results_table()}\n\n{audit_table()}\n\n{logs_table()}"}
-    found = {}
-    for name, table in tables.items():
+    from benchmarks.experience import table as experience_table  # which imports this module
+
+    tables = [
+        ("README.md", "cells", results_table()),
+        ("docs/results.md", "cells", f"{results_table()}\n\n{audit_table()}\n\n{logs_table()}"),
+        ("docs/results.md", "experience", experience_table()),
+    ]
+    found: dict[Path, str] = {}
+    for name, what, table in tables:
         path = HERE.parent / name
-        before, opening, rest = path.read_text(encoding="utf-8").partition(OPENING)
-        _, closing, after = rest.partition(CLOSING)
+        before, opening, rest = found.get(path, path.read_text(encoding="utf-8")).partition(f"<!-- {what} -->")
+        _, closing, after = rest.partition(f"<!-- end of {what} -->")
         if not closing:
-            sys.exit(f"error: {name}: no {OPENING} ... {CLOSING} to write the tables between")
+            sys.exit(f"error: {name}: no <!-- {what} --> ... <!-- end of {what} --> to write a table between")
         found[path] = f"{before}{opening}\n{table}\n{closing}{after}"
     return found
 
@@ -215,12 +220,27 @@ def slice_result() -> dict[str, object]:
     }
 
 
+def mixed() -> list[tuple[str, int]]:
+    """Arms whose seeds do not share one experience model: known by its weights, or, in older cells, by the seconds that it took."""
+    found = []
+    for level in all_levels():
+        for method in methods(level):
+            kept = [c for c in cells(level, method) if "experience" in c["shared_wall_s"]]  # type: ignore[operator]
+            told = all(c.get("experience_model") for c in kept)
+            models = {str(c["experience_model"] if told else c["shared_wall_s"]["experience"]) for c in kept}  # type: ignore[index]
+            if len(models) > 1:
+                found.append((f"{level} {method}", len(models)))
+    return found
+
+
 def check() -> int:
     """0 where every cell file is current and ``slice.json``, where it is written, and the pages say what the cells say."""
     known = {cell_path(level, m, s) for level in all_levels() for m in methods(level) for s in range(10)}
     stale = [p.name for p in CELLS.glob("*.json") if p not in known]
     for name in stale:
         console.print(f"stale: {name} (config or code has changed; run its cell again)")
+    for method, models in mixed():
+        console.print(f"note: {method}: its seeds have {models} experience models, trained apart")
     path = RESULTS / "slice.json"
     differs, absent = False, missing()
     if path.exists() and absent:
