@@ -1,7 +1,8 @@
 """Makes the data files that come with the package. Order: panels, logs of each level, bases, agent of each level.
 
     python -m dreamgym.envs.textworld.panels src/dreamgym/data/panels.json     # an hour and a half on one core
-    python -m benchmarks.ship logs easy        # 620 games, about 20 minutes on one core; logs standard: 25 minutes
+    python -m benchmarks.ship logs easy        # 620 games, about 20 minutes on one core; standard: 25, mixed: 60, hard: 80 minutes
+    python -m benchmarks.ship logs hard 1/2    # the second half of the games only, beside another process; then the whole
     python -m benchmarks.ship base             # the tiny language model of the logs of easy and standard
     python -m benchmarks.ship base rooms       # and that of hard and mixed
     python -m benchmarks.ship agent easy       # a weak policy's own episodes, appended to the logs
@@ -22,9 +23,13 @@ from rich.console import Console
 
 from benchmarks.cells import SFT
 from dreamgym.core.env import RealSteps
-from dreamgym.core.files import read_json, write_episodes, write_json
+from dreamgym.core.files import read_episodes, read_json, write_episodes, write_json
 from dreamgym.core.types import Episode
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
+from dreamgym.envs.textworld.collect import DEMONSTRATIONS, Recorder
+from dreamgym.envs.textworld.env import look_at
+from dreamgym.envs.textworld.games import ONE_ROOM, parse_task_id
+from dreamgym.envs.textworld.panels import check_game, panels
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.learn import train_base, warm_start
@@ -35,6 +40,7 @@ from dreamgym.rl.policy import Policy
 
 DATA = Path(__file__).parents[1] / "src" / "dreamgym" / "data"
 WORK = Path(__file__).parent / "work"
+GAMES = 620
 BASES = {"base": (("easy", "standard"), 4, 256), "base-rooms": (("hard", "mixed"), 2, 640)}
 """Levels whose logs a base has read, how often, and the tokens of a row."""
 UNREAD = ("agent", "seeking", "fussing", "moving")
@@ -64,9 +70,36 @@ def write_logs(level: str, episodes: list[Episode], recording: int, agent: int) 
     console.print(f"{logs_path(level).name}: {meta[level]}, {logs_path(level).stat().st_size / 2**20:.2f} MiB")
 
 
+def record(level: str, part: int = 0, parts: int = 1) -> list[Path]:
+    """Every ``parts``-th game from ``part`` on into a file of its own under ``benchmarks/work``; games that have one are skipped.
+
+    As ``TextWorldAdapter.collect`` does it, whose games do not depend on each other. Returns the files.
+    """
+    adapter, (demonstrated, demonstrator) = TextWorldAdapter(level), DEMONSTRATIONS[level]
+    games = list(enumerate(panels(level, "train")[:GAMES]))[part::parts]
+    files = [WORK / f"logs-{level}" / f"{i}.jsonl.xz" for i, _ in games]
+    for n, ((i, game), path) in enumerate(zip(games, files, strict=True), start=1):
+        if path.exists():
+            continue
+        check_game(game)
+        counter = RealSteps()
+        task = look_at(*parse_task_id(game.task), "train", counter, adapter.view)
+        recorder = Recorder(counter, 0, demonstrator, adapter.view, adapter.cap, longer=1 if level in ONE_ROOM else 2)
+        episodes = list(recorder.game(task, demonstrate=i < demonstrated))
+        write_json(steps_path(path), {"real_steps": counter.total})
+        write_episodes(path, episodes)  # last: it says that the game is whole
+        console.print(f"{level}: {n} of {len(games)} games recorded")
+    return files
+
+
+def steps_path(game: Path) -> Path:
+    return game.with_name(game.name.replace(".jsonl.xz", ".steps.json"))
+
+
 def logs(level: str) -> None:
-    counter = RealSteps()
-    write_logs(level, list(TextWorldAdapter(level).collect(counter, 620, 0)), counter.total, 0)
+    files = record(level)
+    episodes = [e for path in files for e in read_episodes(path)]
+    write_logs(level, episodes, sum(int(str(read_json(steps_path(path))["real_steps"])) for path in files), 0)
 
 
 def base(name: str) -> None:
@@ -101,6 +134,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["logs", level]:
             logs(level)
+        case ["logs", level, half]:
+            record(level, *map(int, half.split("/")))
         case ["base"]:
             base("base")
         case ["base", "rooms"]:
