@@ -43,8 +43,12 @@ AGAINST |= dict.fromkeys(("no_reasoning_easy", "history", "k3", "best_first", "g
 """The row that a row is paired with; ``full`` for the others."""
 DATA = {n: f"grpo_dream+{n // 1000}k_steps" for n in (2_000, 10_000, 20_000, 40_000)}
 """Data efficiency on *easy*, by logged steps."""
-UNCERTAINTY = ("easy", "grpo_dream+no_reasoning_cautious", "grpo_dream+no_reasoning")
-LUCK = {f"{how}_em{n}": ("easy", f"grpo_dream+{how}_em{n}") for how in ("reasoning", "no_reasoning") for n in (1, 2)}
+UNCERTAINTY = {
+    "no_reasoning": ("grpo_dream+no_reasoning_cautious", "grpo_dream+no_reasoning"),
+    "no_reasoning_em1": ("grpo_dream+no_reasoning_em1_cautious", "grpo_dream+no_reasoning_em1"),
+}
+"""On *easy*, by experience model: silent where it is not sure, and not."""
+LUCK = {name: ("easy", f"grpo_dream+{name}") for name in ("reasoning_em1", "no_reasoning_em1", "no_reasoning_em2")}
 """Experience models of the rows ``full_easy`` and ``no_reasoning_easy``, trained with other seeds; one policy seed each."""
 FIRST = RESULTS / "earlier"
 """Cells of ``no_reasoning_easy`` in another training of its experience model, with equal settings on another machine."""
@@ -53,7 +57,7 @@ Json = dict[str, object]
 
 def missing() -> list[str]:
     """Cells and files that are not there."""
-    wanted = [*ABLATIONS.values(), *(("easy", m) for m in DATA.values()), *((UNCERTAINTY[0], m) for m in UNCERTAINTY[1:])]
+    wanted = [*ABLATIONS.values(), *(("easy", m) for m in DATA.values()), *(("easy", m) for both in UNCERTAINTY.values() for m in both)]
     wanted += LUCK.values()
     absent = [f"{lv} {method} seed {s}" for lv, method in wanted for s in seeds_of(method) if not cell_path(lv, method, s).exists()]
     files = [f"{name}-{level}.json" for name in ("fidelity", "adversarial") for level in LEVELS] + ["faults.json"]
@@ -105,7 +109,6 @@ def adversarial() -> Json:
 
 
 def result() -> Json:
-    level, cautious, plain = UNCERTAINTY
     faults = read_json(RESULTS / "faults.json")
     return {
         "audit": {level: audit_result(level) for level in LEVELS},
@@ -117,10 +120,10 @@ def result() -> Json:
         "faults": {k: faults[k] for k in ("episodes", "valid", "invalid", "lost", "accidental_rewards", "time_ratio")},
         "uncertainty": {
             "auroc": {lv: read_json(RESULTS / f"fidelity-{lv}.json")["uncertainty_auroc"] for lv in LEVELS},
-            "level": level,
-            "experience_model": "no_reasoning",
-            "real_success_with": rates(level, cautious),
-            "real_success_without": rates(level, plain),
+            "level": "easy",
+            "real_success_with": [x for cautious, _ in UNCERTAINTY.values() for x in rates("easy", cautious)],
+            "real_success_without": [x for _, plain in UNCERTAINTY.values() for x in rates("easy", plain)],
+            "by_experience_model": {m: {"with": rates("easy", a), "without": rates("easy", b)} for m, (a, b) in UNCERTAINTY.items()},
         },
     }
 
@@ -147,7 +150,8 @@ def table() -> str:
     lines = [["level", "experience model", "seeds", "real success", "dreamed (no result)", *(k.replace("_", " ") for k in AUDIT)]]
     lines.append(["---"] * len(lines[0]))
     named = [*ABLATIONS.items(), *LUCK.items(), *((f"{n:,} logged steps", ("easy", m)) for n, m in DATA.items())]
-    for name, (level, method) in [*named, ("no_reasoning, cautious", UNCERTAINTY[:2])]:
+    named += [(f"{name}, cautious", ("easy", cautious)) for name, (cautious, _) in UNCERTAINTY.items()]
+    for name, (level, method) in named:
         found, a = cells(level, method), audit_of(level, method)
         if found:
             shown = [f"{a[k]:.3f}" if k in a else "-" for k in AUDIT]

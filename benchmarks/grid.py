@@ -8,7 +8,7 @@ and **one experience model per (level, variant), which all seeds share**: the sp
 cells go on where they were. Methods: ``base``, ``sft``, ``sft_all``, ``grpo_dream``, ``grpo_real``, and
 ``grpo_dream+no_reasoning``, ``+no_retrieval``, ``+no_sheet``; about the experience model also those of ``EXPERIENCE_ROWS``:
 ``grpo_dream+k3``, ``+best_first``, ``+history``, ``+no_history``, ``+generic_teacher``, ``+no_reasoning_cautious``, ``+real_frozen``,
-``+filtered``, ``+2k_steps`` to ``+40k_steps``, ``+reasoning_em1`` to ``+no_reasoning_em2``; without rewards ``dpo``, ``iwm``,
+``+filtered``, ``+2k_steps`` to ``+40k_steps``, ``+reasoning_em1``, ``+no_reasoning_em1`` ...; without rewards ``dpo``, ``iwm``,
 ``self_reflection``. On *hard* also ``ppo_dream`` and ``ppo_real``, and for both algorithms ``_s2r`` (the real environment after the
 dream, few steps) and ``_real_at_s2r_budget`` (no dream); on *mixed* the curricula of ``CURRICULUM_ROWS``; both only where their logs
 have been recorded (``benchmarks.ship``).
@@ -30,6 +30,7 @@ from benchmarks.cells import (
     BASELINES,
     DECIDES,
     EXPERIENCE,
+    EXPERIENCE_ROWS,
     LEVELS,
     POOL,
     PROBE,
@@ -230,19 +231,20 @@ class Cell:
     def trained(self) -> LocalLM:
         """The experience model's weights, of this level and variant; the same for all seeds."""
         name = self.row.get("model", variant_of(self.method))
-        shown = VARIANTS.get(name, self.row)
+        row = EXPERIENCE_ROWS.get(name, self.row)  # of the row whose model it is
+        shown = VARIANTS.get(name, row)
         writing = WRITING.get(self.level, 0)
         fitted: dict[str, object] = {"fit": EXPERIENCE[self.level], "prompt": shown, "code": code_hash(self.level, "experience")}
         decided = config_hash(fitted | ({"writing": writing} if writing else {}))
         folder = WORK / f"{self.level}-experience-{name}-{decided}"
         if not (folder / "config.json").exists():
-            teacher = GenericTeacher() if self.row.get("teacher") == "generic" else self.adapter.teacher
+            teacher = GenericTeacher() if row.get("teacher") == "generic" else self.adapter.teacher
             annotated = list(annotate(self.known, teacher))
             seen = ReplayBuffer()
             seen.add(annotated)
-            fit = FitConfig(**EXPERIENCE[self.level] | self.row.get("fit", {}))
+            fit = FitConfig(**EXPERIENCE[self.level] | row.get("fit", {}))
             share = sum(len(e.steps) for e in self.known) / sum(len(e.steps) for e in self.logs)
-            fit = fit.model_copy(update={"epochs": max(fit.epochs, min(fit.epochs / share, self.row.get("epochs_at_most", fit.epochs)))})
+            fit = fit.model_copy(update={"epochs": max(fit.epochs, min(fit.epochs / share, row.get("epochs_at_most", fit.epochs)))})
             self.timed(
                 folder,
                 lambda: train_experience(
