@@ -108,6 +108,7 @@ VARIANTS = {"full": {}, "no_reasoning": {"reasoning": False}, "no_retrieval": {"
 LONG = {"row_length": 512, "rows": 10}
 """Of longer prompts, as many tokens in an update."""
 CAUTION = {"samples": 4, "above": 0.5}
+"""Further draws of a step, and the share of them that says otherwise beyond which it is invalid."""
 EXPERIENCE_ROWS: dict[str, dict[str, Any]] = {
     "k3": {"prompt": {"k": 3}, "fit": LONG},
     "best_first": {"prompt": {"k": 3, "best_last": False}, "fit": LONG},

@@ -122,9 +122,8 @@ class Met(NamedTuple):
     """Real steps that recording the first logs took."""
     learned_steps: int
     """Real steps of all learning and probes since."""
-    policy: Path
     fingerprint: str | None
-    """Of the policy that learned from them (``fingerprint``)."""
+    """Of the policy that learned from them."""
 
 
 def met_before(run: Run) -> Met:
@@ -132,8 +131,7 @@ def met_before(run: Run) -> Met:
     earlier = Earlier(run)
     logs = load_logs([earlier.folder / LOGS])
     new = earlier.real_episodes(logs)
-    names, policy = [e.id for e in new], earlier.policy
-    return Met([*logs, *new], names, earlier.logged_steps(), earlier.learned_steps(), policy, fingerprint(policy))
+    return Met([*logs, *new], [e.id for e in new], earlier.logged_steps(), earlier.learned_steps(), fingerprint(earlier.policy))
 
 
 def take_annotations(run: Run) -> None:
