@@ -4,8 +4,8 @@
     python -m benchmarks.experience --check      # exit 1 where what is written differs from them
     python -m benchmarks.experience --history    # how many logged steps history could decide at all
 
-It needs the cells of ``ABLATIONS``, ``DATA``, ``LUCK`` and ``UNCERTAINTY`` (``python -m benchmarks.grid LEVEL METHOD 0 1 2``) and the files of
-``benchmarks.fidelity``, ``benchmarks.adversarial`` (both levels) and ``benchmarks.faults``; it names what is missing.
+It needs the cells of ``ABLATIONS``, ``DATA``, ``LUCK`` and ``UNCERTAINTY`` (``python -m benchmarks.grid LEVEL METHOD SEEDS``) and the files
+of ``benchmarks.fidelity``, ``benchmarks.adversarial`` (both levels) and ``benchmarks.faults``; it names what is missing.
 """
 
 import sys
