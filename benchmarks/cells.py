@@ -91,6 +91,7 @@ DECIDES = {
     "self_reflection": (*PLAYED, "pipeline/early_experience.py", "rl/reflective.py"),
     "grpo_real": REINFORCED,
     "grpo_dream": (*REINFORCED, *TAUGHT, *DREAMED),
+    "grpo_dream_early": (*REINFORCED, *TAUGHT, *DREAMED, "pipeline/early_experience.py", "rl/reflective.py"),
 }
 """Modules whose code decides a model or a cell, by its kind; docstrings and comments do not count."""
 SEVERAL_ROOMS = (
@@ -146,18 +147,23 @@ WRITING = {"mixed": 8}
 EXPERIENCE = {
     level: {"epochs": epochs, "learning_rate": 2e-3, "row_length": 320, "rows": 16} for level, epochs in (("easy", 2.5), ("standard", 2.0))
 } | {level: {"epochs": 1.5, "learning_rate": 2e-3, "row_length": 640, "rows": 8} for level in ("hard", "mixed")}
+LONGER: dict[str, dict[str, object]] = {level: {"budget": 224} for level in ("hard", "mixed")}
+"""Of the experience model's prompt, where a reply tells of six rooms."""
 SFT: dict[str, dict[str, Any]] = {level: {"epochs": 20.0, "rows": 4, "learning_rate": 1e-3} for level in ("easy", "standard")}
 """Epochs chosen on probe (100 games, one seed; docs/development.md)."""
 SFT |= {level: {"epochs": 20.0, "rows": 4, "learning_rate": 1e-3, "row_length": 320} for level in ("hard", "mixed")}
 GRPO: dict[str, dict[str, Any]] = {"easy": {"iterations": 30}, "standard": {"iterations": 40}}
 GRPO |= {"hard": {"iterations": 30, "tasks": 64}, "mixed": {"iterations": 30, "tasks": 64}}
-"""On *hard* and *mixed* nothing is chosen on probe yet, here and in ``EXPERIENCE``, ``SFT`` and ``S2R``."""
+"""On *hard* and *mixed* nothing is chosen on probe yet, here and in ``EXPERIENCE``, ``SFT``, ``S2R`` and ``REAL_BUDGET``."""
 ALGORITHMS: dict[str, dict[str, Any]] = {"grpo": {}, "ppo": {"advantage": "gae"}}
 """What sets an algorithm apart from ``GRPO``."""
 BUDGETED = "real_at_s2r_budget"
-S2R: dict[str, dict[str, Any]] = {"hard": {"iterations": 8, "tasks": 16, "learning_rate": 2e-4, "real_budget": 27_000}}
-"""Learning in the real environment for few steps, after the dream (``_s2r``) or at once (``BUDGETED``): what differs from
-``GRPO``, and ``real_budget``."""
+S2R: dict[str, dict[str, Any]] = {"hard": {"learning_rate": 2e-4}}
+"""Learning in the real environment after the dream (``_s2r``): what differs from ``GRPO``."""
+REAL_BUDGET = {"hard": 27_000}
+"""Real steps, probes included, of ``_s2r`` and of the arm that has no dream (``BUDGETED``); learning rates fall to 0 over them."""
+EARLY_ROWS: dict[str, dict[str, Any]] = {f"{how}_start": {"model": "full", "start": how} for how in ("iwm", "self_reflection")}
+"""On *hard*: policy learning in the dream that begins with Early Experience instead of the warm start."""
 PROBE = {"every": 5, "games": 100}
 TEST_GAMES = 150
 METHODS = ("base", "sft", "sft_all", "grpo_real", "grpo_dream", *(f"grpo_dream+{v}" for v in VARIANTS if v != "full"))
@@ -176,6 +182,7 @@ RL_LEVEL = "hard"
 POOL = "mixed"
 """Where curricula are compared."""
 RL_METHODS = ("base", "sft", "sft_all", *BASELINES, *(f"{a}_{how}" for a in ALGORITHMS for how in ("real", "dream", "s2r", BUDGETED)))
+RL_METHODS += tuple(f"grpo_dream+{row}" for row in EARLY_ROWS)
 
 
 def methods(level: str) -> tuple[str, ...]:
@@ -228,8 +235,8 @@ def cell_config(level: str, method: str) -> dict[str, object]:
     """All that a cell depends on beside its seed."""
     code = code_hash(level, kind_of(method))
     config: dict[str, object] = {"level": level, "method": method, "sft": SFT[level], "test_games": TEST_GAMES, "code": code}
-    if method in BASELINES:
-        config |= {"baseline": BASELINES[method]}
+    if early := method if method in BASELINES else row_of(method).get("start"):
+        config |= {"baseline": BASELINES[early]}
     algorithm, how = learning(method)
     if how:
         config |= {"grpo": reinforcement(level, method), "probe": PROBE}
@@ -238,6 +245,7 @@ def cell_config(level: str, method: str) -> dict[str, object]:
     if how in ("dream", "s2r"):
         config |= {"experience": EXPERIENCE[level], "variant": variant(method)}
         config |= {"writing": WRITING[level]} if level in WRITING else {}
+        config |= LONGER.get(level, {})
     return config
 
 
@@ -250,12 +258,15 @@ def learning(method: str) -> tuple[str, str]:
 def reinforcement(level: str, method: str) -> dict[str, Any]:
     """The settings of a reinforced arm: keys of ``RLConfig``, and ``real_budget`` where it has one."""
     algorithm, how = learning(method)
-    return GRPO[level] | ALGORITHMS[algorithm] | (S2R[level] if how in ("s2r", BUDGETED) else {})
+    few = {"real_budget": REAL_BUDGET[level]} if how in ("s2r", BUDGETED) else {}
+    return GRPO[level] | ALGORITHMS[algorithm] | few | (S2R[level] if how == "s2r" else {})
 
 
 def kind_of(method: str) -> str:
     """The key of ``DECIDES``."""
     _, how = learning(method)
+    if row_of(method).get("start"):
+        return "grpo_dream_early"
     if how:
         return "grpo_dream" if how in ("dream", "s2r") else "grpo_real"
     return method if method in DECIDES else "sft"
@@ -272,7 +283,7 @@ def variant_of(method: str) -> str:
 
 def row_of(method: str) -> dict[str, Any]:
     """The row's description; empty for an arm or an ablation of the first tables."""
-    return (EXPERIENCE_ROWS | CURRICULUM_ROWS).get(variant_of(method), {})
+    return (EXPERIENCE_ROWS | CURRICULUM_ROWS | EARLY_ROWS).get(variant_of(method), {})
 
 
 def variant(method: str) -> dict[str, object]:
@@ -281,9 +292,10 @@ def variant(method: str) -> dict[str, object]:
     return VARIANTS[name] if name in VARIANTS else row_of(method)
 
 
-def prompt_of(method: str) -> dict[str, object]:
+def prompt_of(level: str, method: str) -> dict[str, object]:
+    """Keys of the experience model's prompt."""
     name = variant_of(method)
-    return VARIANTS[name] if name in VARIANTS else row_of(method).get("prompt", {})
+    return LONGER.get(level, {}) | (VARIANTS[name] if name in VARIANTS else row_of(method).get("prompt", {}))
 
 
 def cell_path(level: str, method: str, seed: int) -> Path:

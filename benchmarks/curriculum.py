@@ -11,7 +11,7 @@ tasks also play each new one twice before it counts, which is in their dreamed t
 import sys
 from statistics import fmean
 
-from benchmarks.cells import CURRICULUM_ROWS, HERE, POOL, SEEDS, all_levels, cell_path
+from benchmarks.cells import CURRICULUM_ROWS, HERE, POOL, SEEDS, all_levels, cell_path, code_hash
 from benchmarks.tables import cells, markdown, publish, rows, spread
 from dreamgym.core.files import read_json
 from dreamgym.pipeline.stats import paired_interval
@@ -30,7 +30,10 @@ def missing() -> list[str]:
     if POOL not in all_levels():
         return [f"logs of {POOL} and a base that has read them (python -m benchmarks.ship)"]
     absent = [f"{POOL} {method_of(r)} seed {s}" for r in CURRICULUM_ROWS for s in SEEDS if not cell_path(POOL, method_of(r), s).exists()]
-    return absent + ([] if (RESULTS / "generator.json").exists() else ["generator.json"])
+    if not (RESULTS / "generator.json").exists():
+        return [*absent, "generator.json"]
+    made = read_json(RESULTS / "generator.json")["code"]
+    return absent + ([] if made == code_hash(POOL, "grpo_dream") else ["generator.json of the present code"])
 
 
 def played(row: str, panel: str) -> list[dict[str, float]]:

@@ -13,13 +13,14 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from statistics import fmean, pvariance
+from statistics import fmean
+from statistics import variance as sample_variance
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from benchmarks.cells import HERE, POOL, all_levels, commit
+from benchmarks.cells import HERE, POOL, all_levels, code_hash, commit
 from benchmarks.grid import Cell, console
 from dreamgym.core.env import RealSteps
 from dreamgym.core.files import write_json
@@ -79,22 +80,22 @@ def mean_value(found: Groups) -> float:
 def simulators_share(
     model: ExperienceModel, retrieval: Retrieval, cap: int, played: Sequence[Rollout], tasks: dict[str, Task]
 ) -> float:
-    """Variance of an episode's reward when its actions are taken again under other keys, over the variance inside its group."""
+    """Variance of an episode's reward when its actions are taken again under other keys, over the variance inside groups; unbiased both,
+    means over all episodes and groups. A greedy experience model answers a question as before: then it is 0, and that is the point."""
     seats = [Seat(tasks[r.episode.task.id], r.episode.member + GROUP * n, 1 + n, 1 + n) for r in played for n in (1, 2)]
     model.use(retrieval)  # what it answered is forgotten
     again = groups(play_dream(Again(played), model, cap, seats))
     noise, whole = [], []
     for name, first in groups(played).items():
-        own = variance([episode_return(r) for r in first])
-        if not own:
-            continue
+        own = [v for v in map(episode_return, first) if v is not None]
+        if len(own) > 1:
+            whole.append(sample_variance(own))
         for r in first:
             same = [x for x in again[name] if x.episode.member % GROUP == r.episode.member]
             rewards = [v for v in map(episode_return, [r, *same]) if v is not None]
             if len(rewards) > 1:
-                noise.append(pvariance(rewards))
-                whole.append(own)
-    return fmean(noise) / fmean(whole) if whole else 0.0
+                noise.append(sample_variance(rewards))
+    return fmean(noise) / fmean(whole) if noise and any(whole) else 0.0
 
 
 def main() -> None:
@@ -129,7 +130,7 @@ def main() -> None:
         if i % 20 == 19:
             console.print(f"{i + 1} of {len(kept)} realised, {sum(p.solvable for p in proofs)} solved")
     played = play_dream(actor, model, cap, seats_for(kept, 0, GROUP))
-    known = {t.instruction for t in cell.tasks.values()}
+    known = {cell.adapter.canonical(t.instruction) for t in cell.tasks.values()}
     verdicts = Counter(d.verdict.partition(":")[0] for d in drafts)
     uniform, written = mean_value(groups(fresh)), mean_value(groups(played))
     result = {
@@ -137,10 +138,10 @@ def main() -> None:
         "n": len(kept),
         "drafts": len(drafts),
         "well_formed": fmean(generator.well_formed(d.instruction) for d in drafts),
-        "possible": 1 - verdicts["names what is not in its world"] / len(drafts),
+        "possible": 1 - (verdicts["names what is not in its world"] + verdicts["unreadable"]) / len(drafts),
         "solvable": fmean(p.solvable for p in proofs),
         "not_solvable": Counter(p.reason.partition(":")[0] for p in proofs if not p.solvable),
-        "novel": fmean(t.instruction not in known for t in kept),
+        "novel": fmean(cell.adapter.canonical(t.instruction) not in known for t in kept),
         "value_uniform": uniform,
         "value_written": written,
         "value_ratio": written / uniform,
@@ -149,6 +150,7 @@ def main() -> None:
         "examples": [{"seeds": d.seeds, "instruction": d.instruction, "verdict": d.verdict} for d in drafts[:40]],
         "simulator_variance_share": simulators_share(model, buffer.snapshot(), cap, first, cell.tasks),
         "real_steps_audit": counter.total,
+        "code": code_hash(POOL, "grpo_dream"),
         "commit": commit(),
         "versions": versions(),
     }

@@ -83,6 +83,7 @@ from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.replay.contract import Replay
 from dreamgym.replay.enrichment import Enriched, Sure
 from dreamgym.rl.config import RLConfig
+from dreamgym.rl.context import Context
 from dreamgym.rl.policy import ACTION_TOKENS, STATE_CONTEXT, Policy
 from dreamgym.rl.reflective import REFLECTION_TOKENS, ReflectiveContext
 
@@ -128,7 +129,7 @@ class Cell:
             return
         console.print(f"[bold]{self.level} {self.method} seed {self.seed}[/bold]")
         updates, train_s, model, curve, dreamed = 0, 0.0, None, list[dict[str, float]](), 0
-        context, tokens = (ReflectiveContext(), REFLECTION_TOKENS) if self.method == "self_reflection" else (STATE_CONTEXT, ACTION_TOKENS)
+        context, tokens = self.acts()
         if self.method == "base":
             policy = LocalLM.load(shipped_base(self.level))
         elif self.method in ("sft", "sft_all"):
@@ -143,7 +144,7 @@ class Cell:
             seats = seats_for(self.adapter.tasks(panel, TEST_GAMES), self.seed)
             episodes += [r.episode for r in play_real(actor, self.adapter, seats, self.counter, panel, self.method)]
         audit: dict[str, object] = {}
-        if model is not None:
+        if model is not None and context is STATE_CONTEXT:  # an audit's policies write nothing before they act
             found = audit_run(self.audit_config(), self.adapter, model, self.logs, {"sft": LocalLM.load(self.warm()), "policy": policy})
             audit = found.result
             episodes += found.dreamed
@@ -155,7 +156,7 @@ class Cell:
         return RunConfig(
             env=f"textworld/{self.level}" + ("" if self.view == "carried" else f"/{self.view}"),
             seed=self.seed,
-            experience=Experience(prompt=Prompt(**prompt_of(self.method))),
+            experience=Experience(prompt=Prompt(**prompt_of(self.level, self.method))),
             evaluation=Evaluation(audit_games=TEST_GAMES),
         )
 
@@ -205,6 +206,11 @@ class Cell:
         self.wall[name] = wall_s(folder)
         return folder
 
+    def acts(self) -> tuple[Context, int]:
+        """What the policy reads and writes, and how long that may be: who learned to reflect goes on reflecting."""
+        reflects = "self_reflection" in (self.method, self.row.get("start"))
+        return (ReflectiveContext(), REFLECTION_TOKENS) if reflects else (STATE_CONTEXT, ACTION_TOKENS)
+
     def baseline(self) -> tuple[LocalLM, float]:
         """A policy that learned without rewards, and the seconds that it took, alternatives included."""
         demos = [e for e in successes(self.logs) if e.behaviour == "expert"]
@@ -226,7 +232,7 @@ class Cell:
         write_json(folder / "wall_s.json", {"wall_s": round(time.perf_counter() - start, 1)})
 
     def prompt(self) -> ExperienceConfig:
-        return ExperienceConfig(same_task=True, **prompt_of(self.method))
+        return ExperienceConfig(same_task=True, **prompt_of(self.level, self.method))
 
     def trained(self) -> LocalLM:
         """The experience model's weights, of this level and variant; the same for all seeds."""
@@ -288,6 +294,15 @@ class Cell:
             return model
         return Cautious(model, lambda retrieval: local_draws(lm, prompt, retrieval, self.wins), buffer.snapshot(), **self.row["cautious"])
 
+    def after(self, method: str) -> tuple[Path, dict[str, Any]]:
+        """The policy of another cell of this seed, from which this one goes on, and what that cell says; it is made where it is not."""
+        other, path = Cell(self.level, method, self.seed), cell_path(self.level, method, self.seed)
+        other.run()
+        policy = other.folder() / "policy"
+        if not (policy / "config.json").exists():
+            raise DataError(f"{policy}: the policy of {method} is not there (any more); move {path} away, so that it is trained anew")
+        return policy, read_json(path)
+
     def reinforced(self) -> "Reinforced":
         """GRPO or PPO in the dream, for real, or both."""
         algorithm, how = learning(self.method)
@@ -296,15 +311,11 @@ class Cell:
         counter = RealSteps(budget=budget)
         model, buffer = self.experience() if how == "dream" else (None, None)
         start, before = self.warm(), dict[str, Any]()
-        if how == "s2r":
-            dream = Cell(self.level, f"{algorithm}_dream", self.seed)
-            dream.run()
-            start, path = dream.folder() / "policy", cell_path(self.level, dream.method, self.seed)
-            if not (start / "config.json").exists():
-                raise DataError(f"{start}: the dream's policy is not there (any more); move {path} away, so that it is trained anew")
-            before = read_json(path)
-        first = {"turns": "valid"} if self.level in LEVELS else {}  # so the first cells were made
-        curriculum = Curriculum(**first | self.row.get("curriculum", {}))
+        if first := f"{algorithm}_dream" if how == "s2r" else self.row.get("start"):
+            start, before = self.after(first)
+        old = {"turns": "valid"} if self.level in LEVELS else {}  # so the first cells were made
+        curriculum = Curriculum(**old | self.row.get("curriculum", {}))
+        context, tokens = self.acts()
         generator, achieved = None, None
         if model is not None and curriculum.synthetic:
             generator, achieved = task_generator(model, self.adapter, list(self.tasks.values()), curriculum, self.seed)
@@ -321,18 +332,23 @@ class Cell:
             choose=curriculum,
             generator=generator,
             achieved=achieved,
+            context=context,
+            action_tokens=tokens,
         )
         policy = run.run(
-            lambda m: console.print({k: round(v, 3) for k, v in m.items()}), self.adapter.tasks("probe", PROBE["games"]), PROBE["every"]
+            lambda m: console.print({k: round(v, 3) for k, v in m.items()}),
+            self.adapter.tasks("probe", PROBE["games"]),
+            PROBE["every"],
+            first=how == "s2r",
         )
         metrics = run.trainer.progress.metrics
-        updates, train_s = round(sum(m["updates"] for m in metrics)), sum(m["rollout_s"] + m["update_s"] for m in metrics)
+        updates, train_s = round(sum(m["updates"] for m in metrics)), sum(took(m) for m in metrics)
         dreamed = 0 if model is None else round(sum(m["transitions"] + m.get("transitions_checking", 0.0) for m in metrics))
         for name in ("rl", "probe"):
             self.counter.counts[name] = counter.counts.get(name, 0) + (before["real_steps"][name] if before else 0)
         if before:
-            updates, train_s, self.wall = updates + before["updates"], train_s + before["wall_s"], before["shared_wall_s"]
-            dreamed = before["dreamed_transitions"]
+            updates, train_s = updates + before["updates"], train_s + before["wall_s"]
+            self.wall, dreamed = self.wall | before["shared_wall_s"], dreamed + before["dreamed_transitions"]
         found = Reinforced(policy, updates, train_s, curve_of(run), dreamed)
         if model is None or buffer is None:
             return found
@@ -361,8 +377,13 @@ class Reinforced(NamedTuple):
 
 def curve_of(run: RLRun) -> list[dict[str, float]]:
     """Real success on the probe panel as a run went on: iteration, real steps and seconds of learning so far, real steps of probes."""
-    took = [m["rollout_s"] + m["update_s"] for m in run.trainer.progress.metrics]
-    return [{**p, "wall_s": round(sum(took[: round(p["iteration"])]), 1)} for p in run.probe]
+    seconds = [took(m) for m in run.trainer.progress.metrics]
+    return [{**p, "wall_s": round(sum(seconds[: round(p["iteration"])]), 1)} for p in run.probe]
+
+
+def took(metrics: dict[str, float]) -> float:
+    """Seconds of one iteration, without its probe."""
+    return metrics["rollout_s"] + metrics["update_s"] + metrics.get("write_s", 0.0)
 
 
 def wall_s(folder: Path) -> float:

@@ -61,6 +61,7 @@ class LoopbackServer:
         self._met: dict[str, list[str]] = {}
         self._lock = threading.Lock()
         self.stopping = threading.Event()
+        self.refusal = "oops"
         self.envelope: str | None = None
         """What every good answer is replaced by, where it is set: a server of another make."""
         handler = type("Handler", (_Handler,), {"owner": self})
@@ -118,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "429":
             return self._send(429, b'{"error": {"message": "slow down"}}', {"Retry-After": str(RETRY_AFTER_S)})
         if fault and fault.isdigit():
-            return self._send(int(fault), b'{"error": {"message": "oops"}}')
+            return self._send(int(fault), json.dumps({"error": {"message": self.owner.refusal}}).encode())
         if fault == "hang":
             self.owner.stopping.wait(600)
             self.close_connection = True

@@ -116,6 +116,9 @@ def level_result(level: str) -> dict[str, object]:
         "dream_after": rates(level, "grpo_dream", "dream"),
         "real_steps": {**steps, "rl_control": fmean(c["real_steps"]["rl"] for c in control)},  # type: ignore[index]
         "paired_interval": paired_interval([rows(c, "real") for c in after], [rows(c, "real") for c in before], ("grpo_dream", "sft")),
+        "paired_interval_control": paired_interval(
+            [rows(c, "real") for c in after], [rows(c, "real") for c in control], ("grpo_dream", "grpo_real")
+        ),
         "audit": audit_of(level, "grpo_dream"),
         "ablations": {
             v: {

@@ -16,6 +16,7 @@ from dreamgym.rl.advantages import (
     gae,
     group_advantages,
     leave_one_out_advantages,
+    normalised,
     rewards_to_go,
     shaped,
     shared_advantages,
@@ -192,3 +193,41 @@ def test_a_setting_that_could_not_act_is_refused(keys, message):
     assert RLConfig(advantage="gae", group=1).group == 1
     whole = RLConfig().model_dump()
     assert RLConfig(**whole) == RLConfig(), "a saved configuration names every key"
+
+
+@given(st.lists(st.tuples(st.floats(-3, 3), st.sampled_from("ab"), st.integers(1, 5)), min_size=1, max_size=20))
+def test_normalised_by_kind_each_kinds_tokens_have_mean_0_and_deviation_1(steps):
+    advantages, kinds, tokens = (list(x) for x in zip(*steps, strict=True))
+    found = normalised(advantages, kinds, tokens)
+    for kind in set(kinds):
+        own = [a for a, k, n in zip(found, kinds, tokens, strict=True) if k == kind for _ in range(n)]
+        assert fmean(own) == pytest.approx(0, abs=1e-6)
+        if any(own):
+            assert pstdev(own) == pytest.approx(1, abs=1e-6)
+    only = [i for i, k in enumerate(kinds) if k == "a"]
+    alone = normalised([advantages[i] for i in only], ["a"] * len(only), [tokens[i] for i in only])
+    assert alone == pytest.approx([found[i] for i in only]), "no kind knows of another"
+
+
+def test_a_kind_that_is_always_won_does_not_outweigh_a_hard_one():
+    def of_kind(kind, wins):
+        stops = [StopReason.WON] * wins + [StopReason.LOST] * (4 - wins)
+        rolled = [a_rollout(i, stop, WON if stop is StopReason.WON else FAILED, task=kind) for i, stop in enumerate(stops)]
+        return [with_kind(r, kind) for r in rolled]
+
+    rollouts = [*of_kind("easy", 3), *of_kind("hard", 1)]
+    values = [[0.0] * 3 for _ in rollouts]
+    by_kind = RLConfig(advantage="gae", normalise="kind", no_effect_penalty=None, negative=1.0)
+    credit, _ = critic_credit(rollouts, values, by_kind)
+    assert credit[0][0] == pytest.approx((1 - 0.75) / (0.75 * 0.25) ** 0.5), "a win among wins"
+    assert credit[4][0] == pytest.approx((1 - 0.25) / (0.25 * 0.75) ** 0.5), "a rare win weighs three times as much"
+    invalid = with_kind(a_rollout(9, StopReason.INVALID_REPLY, WON[:1], task="hard"), "hard")
+    again, _ = critic_credit([*rollouts, invalid], [*values, [0.0]], by_kind)
+    assert again == [*credit, []]
+    grouped = step_credit([*rollouts, invalid], RLConfig(std="none", normalise="kind", no_effect_penalty=None, negative=1.0))
+    assert grouped == [pytest.approx(c) for c in credit] + [[]], "r - mean of the group, by the deviation over the kind"
+
+
+def with_kind(rollout, kind):
+    episode = rollout.episode.model_copy(update={"task": rollout.episode.task.model_copy(update={"difficulty": kind})})
+    return Rollout(episode, rollout.samples)

@@ -114,6 +114,28 @@ def test_lambda_bounds_the_synthetic_share_of_every_draw(share, many, n, seed):
             sampler.observe(name, [1.0, 0.0])
 
 
+@given(st.floats(0, 1), st.integers(1, 12), st.integers(0, 30), st.integers(1, 40))
+def test_lambda_bounds_what_is_drawn_from_few_logged_tasks(share, logged, many, n):
+    sampler = ValueSampler([f"t{i}" for i in range(logged)], 0, SamplerConfig(synthetic=share))
+    sampler.add([written("t0", i) for i in range(many)])
+    drawn = sampler.next(n)
+    assert len(drawn) == len(set(drawn)) <= n
+    assert sum("~" in t for t in drawn) <= share * len(drawn)
+    if share == 0:
+        assert len(drawn) == min(n, logged)
+
+
+@given(st.lists(st.tuples(st.sampled_from(TASKS[:6]), REWARDS), max_size=30))
+def test_shares_of_tasks_are_shares(groups):
+    sampler = ValueSampler(TASKS, 0)
+    for name, rewards in groups:
+        sampler.observe(name, rewards)
+    told = sampler.metrics()
+    ends = ("tasks_all_won", "tasks_all_failed", "tasks_all_invalid")
+    assert sum(told[k] for k in ends) <= told["tasks_played"] == len({name for name, _ in groups})
+    assert told["tasks_seen"] <= told["tasks_played"]
+
+
 def test_a_child_begins_with_its_parents_value_and_goes_where_nobody_can_play_it():
     sampler = ValueSampler(TASKS, 0, SamplerConfig(synthetic=0.5))
     sampler.observe("t1", [0.0, 0.0, 0.0])

@@ -125,6 +125,12 @@ def test_replies_that_do_not_follow_the_form_are_refused(text, says):
         parse_step(text, STATE, "change")
 
 
+@pytest.mark.parametrize("text", ["[7] price: $\xa05", "[8] title: 👩\u200d💻 kit", "[9] text: na\u00efve"])
+def test_what_web_pages_hold_is_no_control_character(text):
+    reply = parse_step(json.dumps({"reasoning": "r", "removed": [], "added": [text], "outcome": "continue"}), STATE, "change")
+    assert reply.change.added == (text,)
+
+
 @pytest.mark.parametrize("end", ["\n", "\r", "\x0b", "\x1e", "\x85", "\u2028", "\ud83d", "\x07"])
 @pytest.mark.parametrize("form", ["change", "state"])
 def test_a_line_of_a_reply_cannot_become_two_or_break_a_file(end, form):
@@ -223,6 +229,13 @@ def test_a_refusal_of_one_prompt_is_that_steps_and_not_the_runs():
         server.kinds = ("401",)
         with pytest.raises(EndpointError, match="OPENAI_API_KEY"):
             endpoint.ask([ask(seed=3)])
+
+
+def test_a_first_prompt_that_is_too_long_is_not_the_runs_either():
+    with LoopbackServer(lambda body: CONTINUE, faulty=1.0, kinds=("400",)) as server:
+        server.refusal = "This model's maximum context length is 4096 tokens"
+        answer = Endpoint(config(server.url)).ask([ask()])[0]
+    assert answer.error.startswith("refused call (400")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """One contract suite for every environment: real (TextWorld, Gymnasium) and dreamed, through the shims too."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dreamgym.core.types import StopReason, Task
 from dreamgym.dream import DreamEnv, SheetBook
 from dreamgym.experience.model import Prediction
 from dreamgym.experience.prompt import Request
+from dreamgym.pipeline.play import play_real, seats_for
 from dreamgym.rl.policy import Scripted
 from dreamgym.rl.rollout import Seat, rollouts
 
@@ -85,7 +87,7 @@ def both_shims():
     from dreamgym.envs.gym import GymEnv, TextGym
 
     env, task, actions = dream()
-    return GymEnv(TextGym(env, [task]), RealSteps(), "", cap=4), task, actions
+    return GymEnv(lambda: TextGym(env, [task]), RealSteps(), "", cap=4), task, actions
 
 
 ENVIRONMENTS = pytest.mark.parametrize("make", [dream, vault, both_shims, cooking])
@@ -204,6 +206,57 @@ def test_a_failing_environment_is_an_invalid_episode_and_stops_nobody():
         "dream",
     )
     assert [r.episode.stop for r in played] == [StopReason.MAX_STEPS, StopReason.INVALID_ENV, StopReason.INVALID_ENV]
+
+
+def test_whatever_an_environment_raises_it_stops_nobody_and_is_told(caplog):
+    class Odd(DreamEnv):
+        async def step(self, action):
+            return {}["missing"]
+
+    class Leaving(DreamEnv):
+        async def close(self):
+            raise OSError("gone already")
+
+    def make(seat, _):
+        if seat.member == 0:
+            raise OSError("no free port")
+        return {1: Odd, 2: Leaving}.get(seat.member, DreamEnv)(predict, 4)
+
+    played = rollouts(Scripted(lambda i, s, r: "open fridge"), make, [Seat(DREAM_TASK, m, 0) for m in range(4)], "dream", "dream")
+    assert [r.episode.stop for r in played] == [StopReason.INVALID_ENV, StopReason.INVALID_ENV, StopReason.MAX_STEPS, StopReason.MAX_STEPS]
+    assert all(f"dream failed in 1 of 4 episodes: {what}" in caplog.text for what in ("OSError: no free port", "KeyError: 'missing'"))
+    assert "OSError: gone already" in caplog.text
+    assert "test_envs.py" in caplog.text
+
+
+def test_slow_gymnasium_environments_wait_side_by_side_and_a_hanging_one_is_given_up():
+    gymnasium = pytest.importorskip("gymnasium", reason="needs the extra [gym]")
+    from dreamgym.envs.gym import GymAdapter
+
+    side_by_side, given_up, threads = threading.Barrier(8), threading.Event(), set()
+
+    class Slow(gymnasium.Env[str, str]):
+        def __init__(self):
+            self.made_in = threading.get_ident()
+
+        def reset(self, *, seed=None, options=None):
+            self.number = seed
+            return "[here] door: closed", {}
+
+        def step(self, action):
+            threads.add(threading.get_ident())
+            assert self.made_in == threading.get_ident()  # as SQLite, for one, wants it
+            if self.number == 8:
+                given_up.wait(60)
+            side_by_side.wait(30)  # goes on only when eight environments are here at once
+            return "[here] door: open", 1.0, True, False, {}
+
+    adapter = GymAdapter("slow", Slow, {"train": range(9)}, "open the door", 5, patience=5.0)
+    actor = Scripted(lambda i, s, r: "open door")
+    played = play_real(actor, adapter, seats_for(adapter.tasks("train", 9), 0), RealSteps(), "rl", "policy")
+    assert [r.episode.stop for r in played] == [StopReason.WON] * 8 + [StopReason.INVALID_ENV]
+    given_up.set()
+    assert len(threads) == 9
 
 
 def test_inventions_enter_the_sheet_and_conflicts_are_counted():

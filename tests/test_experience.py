@@ -144,6 +144,27 @@ def test_an_audit_of_a_model_that_never_replies_says_so_and_makes_no_optimism_up
     assert len(found.dreamed) == 3
 
 
+def test_an_audit_of_an_environment_that_is_down_says_so():
+    class Down:
+        name, cap, teacher = "down", 5, adapter.teacher
+
+        def env(self, counter):
+            raise ConnectionError("no route to the shop")
+
+        def tasks(self, panel, limit):
+            return adapter.tasks(panel, limit)
+
+        def explorers(self):
+            return adapter.explorers()
+
+    lm = lm_of(["@task @state @do @then @why @del @add @go @won @lost unlock door red green blue white key crate chest drawer"])
+    model = LocalExperienceModel(lm, ExperienceConfig(k=0, budget=6), ReplayBuffer().snapshot())
+    config = RunConfig(env="examples.own_environment:adapter", evaluation=Evaluation(audit_games=3))
+    found = audit_run(config, Down(), model, [], {"sft": lm, "policy": lm}).result
+    assert (found["episodes"], found["optimism"], found["dream_win_precision"]) == (0, None, None)
+    assert found["policies"]["policy"] == {"dream": None, "real": None, "dream_invalid": 0.0}
+
+
 class DrawsByNumber:
     """A language model that replies by lot: greedy it takes what is not there, and some of its samples fit the state.
 

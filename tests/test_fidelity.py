@@ -22,6 +22,7 @@ from dreamgym.experience.fidelity import (
     calibration,
     could_end,
     done_accuracy,
+    invalid_actions,
     ranks,
     reward_error,
     spearman,
@@ -52,6 +53,13 @@ INVALID = Prediction(None, StopReason.INVALID_CHANGE, "")
 
 def row(prediction, *truth, drawn=()):
     return Row(Request("eat", (), (), STATE, truth[0].action, "e", "t", (0,)), truth, prediction, tuple(drawn))
+
+
+def test_whether_a_command_does_nothing_is_judged_both_ways():
+    idle, moved = real(), real(added=("[table] lime: fresh",))
+    told = invalid_actions([row(said(), idle), row(said(), moved), row(said("lost"), idle), row(INVALID, idle), row(said("won"), moved)])
+    assert told == {"precision": 0.5, "recall": pytest.approx(1 / 3), "n": 3}
+    assert invalid_actions([row(said("won"), real("won"))]) == {"precision": None, "recall": None, "n": 0}
 
 
 def test_errors_of_reward_and_end():
@@ -134,9 +142,11 @@ def test_theorem_1_says_where_it_is_vacuous():
     assert "Vacuous" in theorem_1(0.0, 0.0, 1.0, 0.0).says
     exact = theorem_1(0.0, 0.0, 0.9, 0.0)
     assert (exact.model_gap, exact.penalty) == (0.0, 0.0)
-    loose = theorem_1(0.01, 0.02, 0.9, 0.0)
-    assert loose.model_gap == pytest.approx(0.01 * 10 + 2 * 0.9 * 0.02 * 100)
-    assert "hold everywhere" in loose.says
+    loose = theorem_1(0.01, 0.002, 0.9, 0.0)
+    assert loose.model_gap == pytest.approx(0.01 * 10 + 2 * 0.9 * 0.002 * 100)
+    assert "an improvement in the dream of more than 0.92 is one for real" in loose.says
+    assert "Vacuous: it subtracts 1.28, more than any return (1)" in theorem_1(0.01, 0.003, 0.9, 0.0).says
+    assert "is one for real (returns are at most 10)" in theorem_1(0.01, 0.003, 0.9, 0.0, most=10.0).says
     assert "Vacuous" in theorem_1(0.5, 0.5, 0.99, 0.1).says
     assert math.isfinite(theorem_1(0.1, 0.1, 0.99, 0.1).penalty)
     with pytest.raises(ValueError, match="gamma"):

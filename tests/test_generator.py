@@ -76,6 +76,38 @@ def test_every_draft_that_is_not_kept_has_its_reason():
     assert (kept[0].first_state, kept[0].sheet) == (TASKS["t/0"].first_state, TASKS["t/0"].sheet), "one world for all of its tasks"
 
 
+def test_tasks_are_alike_where_they_ask_for_the_same_and_not_where_a_word_differs():
+    pytest.importorskip("textworld", reason="needs the extra [textworld]")
+    from dreamgym.envs.textworld.adapter import TextWorldAdapter
+    from dreamgym.envs.textworld.behaviours import CUT, HEAT
+    from dreamgym.pipeline.logs import load_logs, tasks_of
+    from dreamgym.pipeline.stages import shipped
+
+    logged = [t for t in tasks_of(load_logs([shipped("logs-standard.jsonl.xz")])).values() if t.instruction.count(" and ") == 1]
+    adapter = TextWorldAdapter("standard")
+    generator = TaskGenerator(Drafts(), logged, GeneratorConfig(), 0, canonical=adapter.canonical)
+    for t in logged[:60]:
+        first, second = t.instruction.removeprefix("cook ").split(" and ")
+        turned = f"cook {second} and {first}"
+        assert adapter.canonical(turned) == adapter.canonical(t.instruction) == t.instruction
+        assert generator._check(turned, t, [t.instruction]) == ("like another task of its world", pytest.approx(1.0))
+        food, heat, cut = first.split()
+        swaps = [(h, cut) for h in HEAT if h != heat] + [(heat, c) for c in CUT if c != cut]
+        others = [text for how in swaps if generator.well_formed(text := f"cook {food} {' '.join(how)} and {second}")]
+        assert len(others) >= 3
+        assert {generator._check(text, t, [t.instruction])[0] for text in others} == {""}
+    assert adapter.canonical("cook lime fried") == "cook lime fried", "no recipe: as it is"
+    assert adapter.canonical("cook lime fried diced and lime fried diced") == "cook lime fried diced and lime fried diced"
+
+
+def test_of_two_drafts_alike_in_one_round_one_is_kept():
+    child = TASKS["t/0"].model_copy(update={"id": "t/0~1.1", "instruction": "cook carrot boiled", "lineage": ("t/0",)})
+    values = {"t/0": {"value": 0.25, "visits": 1.0}, child.id: {"value": 0.25, "visits": 1.0}}
+    generator = TaskGenerator(Drafts("cook lime boiled"), LOGGED, GeneratorConfig(drafts=1), 0)
+    found = generator.vary({"t/0": TASKS["t/0"], child.id: child}, values, 2)
+    assert sorted(d.verdict for d in found) == ["kept", "like another task of its world"]
+
+
 def test_where_nobody_picks_none_is_kept():
     class Undecided(Drafts):
         def choose(self, choices: Sequence[Choice]) -> list[int | None]:

@@ -76,6 +76,42 @@ def test_a_budget_that_ends_inside_an_iteration_is_counted_and_kept(logged, tmp_
     assert again.counter.total == 30, "what it used stays used"
 
 
+def test_the_learning_rate_falls_with_the_budget(logged, tmp_path):
+    run = a_run(logged, tmp_path, {"iterations": 1000, "warmup": 0}, budget=400)
+    rates = []
+    run.run(lambda m: rates.append((run.trainer.learning_rate(), run.counter.total)))
+    assert run.ended == "budget"
+    assert len(rates) > 2
+    peak, used = run.config.learning_rate, [0, *(n for _, n in rates)]
+    assert [rate for rate, _ in rates] == pytest.approx([peak * (1 - n / 400) for n in used[:-1]], rel=0.01)
+
+
+def test_after_the_dream_the_start_is_probed_and_kept_where_nothing_is_better(logged, tmp_path, monkeypatch):
+    import dreamgym.pipeline.rl_run as module
+
+    told = {"rates": [0.75, 0.5, 0.25]}
+    monkeypatch.setattr(module, "success_rate", lambda played: told["rates"].pop(0))
+    run = a_run(logged, tmp_path, {"iterations": 1000}, budget=500)
+    kept = run.run(lambda m: None, adapter.tasks("probe", 4), every=3, first=True)
+    assert [p["iteration"] for p in run.probe] == [0, 3, run.iteration], "the start, every third, and what the budget left"
+    assert run.ended == "budget"
+    assert run.iteration in (4, 5)
+    assert run.counter.total <= 500
+    start = LocalLM.load(logged[1])
+    assert all(torch.equal(a, b) for a, b in zip(kept.model.parameters(), start.model.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(run.lm.model.parameters(), start.model.parameters(), strict=True))
+
+
+def test_a_run_that_was_killed_after_the_first_probe_does_not_probe_again(logged, tmp_path):
+    run = a_run(logged, tmp_path, {"iterations": 2})
+    run._probe_alone(adapter.tasks("probe", 2), 0.4)
+    took = run.counter.total
+    again = a_run(logged, tmp_path, {"iterations": 2})
+    again.run(lambda m: None, adapter.tasks("probe", 2), every=5, first=True)
+    assert [p["iteration"] for p in again.probe] == [0, 2]
+    assert again.probe[0]["probe_steps"] == took
+
+
 @pytest.mark.parametrize("failure", [TrainingError("torn"), KeyboardInterrupt()])
 def test_steps_of_an_iteration_that_was_cut_off_stay_counted(logged, tmp_path, monkeypatch, failure):
     run = a_run(logged, tmp_path, {"iterations": 5}, budget=500)

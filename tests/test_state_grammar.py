@@ -17,7 +17,7 @@ from dreamgym.core.grammar import (
     render_world,
     unescape,
 )
-from dreamgym.core.state import Change, InconsistentChange, apply_change, diff, forked, make_state, revelations
+from dreamgym.core.state import Change, InconsistentChange, apply_change, diff, entity, forked, make_state, revelations
 from dreamgym.core.types import Transition
 
 WORD = st.text(alphabet=st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=12)
@@ -39,7 +39,7 @@ def test_a_difference_applied_gives_the_other_state(a, b):
     try:
         assert apply_change(a, change) == b
     except InconsistentChange:
-        kinds = [line.split("] ")[1].split(":")[0] for line in b if line.startswith("[") and "] " in line]
+        kinds = [entity(line) for line in b if line.startswith("[") and "] " in line]
         assert len(kinds) != len(set(kinds)), "only a state with two lines about one thing may be refused"
 
 
@@ -47,6 +47,16 @@ def test_a_line_without_the_form_is_about_nothing_but_itself():
     state = ("[table] lime: fresh", "lime")
     assert apply_change((), Change(added=state)) == state
     assert apply_change(("lime",), Change(added=state[:1])) == state
+
+
+def test_elements_of_a_page_are_told_apart_by_their_numbers():
+    page = ('[512] button: "Back"', '[513] button: "Buy"', "[514] link: Home")
+    assert apply_change((), Change(added=page)) == page
+    assert [entity(s) for s in page] == ["[512]", "[513]", "[514]"]
+    with pytest.raises(InconsistentChange, match="contradicts"):
+        apply_change(page, Change(added=('[512] link: "Back"',)))
+    after = apply_change(page, Change(removed=page[:1], added=('[512] button: "Undo"',)))
+    assert parse_line(render_line(after[0])) == after[0] == '[512] button: "Undo"'
 
 
 def test_changes_that_do_not_fit_are_refused():

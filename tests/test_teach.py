@@ -100,6 +100,7 @@ def test_a_sloppy_teacher_is_told_what_is_wrong_and_then_quarantined(tmp_path):
         (a_lesson(3)[:-1], "JSON"),
         (a_lesson(3).replace('"step_id": 2', '"step_id": "2"'), "step_id"),
         (a_lesson(3).replace("step 2 works\\nbecause", ""), "transition_plan"),
+        (a_lesson(3).replace("step 2 works\\nbecause", " \\n "), "transition_plan"),
         ("<think>" + a_lesson(3), "does not end"),
     ],
 )

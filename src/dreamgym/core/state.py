@@ -54,9 +54,12 @@ def line(place: str, kind: str, text: str = "") -> str:
 
 
 def entity(state_line: str) -> str:
-    """What a line is about: the kind of ``[place] kind: text``, or the whole line where it has no such form."""
+    """What a line is about: the kind of ``[place] kind: text``, ``[7]`` of an element with a number (``[7] button: "Back"``, as web states
+    have them), or the whole line where it has no such form."""
     m = LINE.fullmatch(state_line)
-    return m["kind"] if m else state_line
+    if m is None:
+        return state_line
+    return f"[{m['place']}]" if m["place"].isdecimal() else m["kind"]
 
 
 def diff(before: State, after: State) -> Change:

@@ -24,6 +24,8 @@ from dreamgym.replay.encoder import HashingEncoder
 
 _WORD = re.compile(r"[\w'-]+|[^\w\s]")
 START, END, NAMED = "<", ">", "*"
+DIMENSION = 4096
+"""Of the encoder that finds tasks alike: so many that no two words of instructions share one."""
 Achieved = Callable[[Task, Episode], str | None]
 """Words what an episode did achieve as an instruction; None where that is nothing."""
 
@@ -49,11 +51,13 @@ class TaskGenerator:
         config: GeneratorConfig,
         seed: int,
         allowed: Callable[[str], bool] = lambda instruction: True,
+        canonical: Callable[[str], str] = lambda instruction: instruction,
     ) -> None:
-        """``allowed``: whether an instruction may be trained on, where an environment keeps some for evaluation."""
-        self.writer, self.config, self.seed, self._allowed = writer, config, seed, allowed
+        """``allowed``: whether an instruction may be trained on, where an environment keeps some for evaluation; ``canonical``: the one
+        wording of all instructions that ask for the same."""
+        self.writer, self.config, self.seed, self._allowed, self._canonical = writer, config, seed, allowed, canonical
         self._known = Phrases(logged)
-        self._encoder = HashingEncoder()
+        self._encoder = HashingEncoder(DIMENSION)
 
     def well_formed(self, text: str | None) -> bool:
         """Whether a draft is worded as logged instructions are, whatever it names."""
@@ -71,7 +75,7 @@ class TaskGenerator:
             for parent in parents
             for n in range(self.config.drafts)
         ]
-        written = self.writer.write(asked)
+        written = [text and self._canonical(text) for text in self.writer.write(asked)]
         worlds = _worlds(tasks.values())
         checked = [self._check(text, a.world, worlds.get(world_of(a.world), [])) for text, a in zip(written, asked, strict=True)]
         rows = [range(i * self.config.drafts, (i + 1) * self.config.drafts) for i in range(len(parents))]
@@ -110,9 +114,9 @@ class TaskGenerator:
         return found
 
     def _new(self, parent: Task, text: str, worlds: dict[str, list[str]], iteration: int) -> Task | None:
-        """The draft as a task in its parent's world; None where that has got the same one meanwhile."""
+        """The draft as a task in its parent's world; None where that has got one like it meanwhile."""
         here = worlds.setdefault(world_of(parent), [])
-        if text in here:
+        if self._nearest(text, here) >= self.config.alike:
             return None
         here.append(text)
         name = f"{world_of(parent)}~{iteration}.{len(here)}"
@@ -137,9 +141,13 @@ class TaskGenerator:
             return f"names a thing twice: {twice[0]}", 1.0
         if not self._known.follows(text):
             return "malformed", 1.0
-        vectors = self._encoder.encode([((), t) for t in (text, *here)])
-        near = float((vectors[1:] @ vectors[0]).max()) if len(here) else 0.0
+        near = self._nearest(text, here)
         return ("like another task of its world" if near >= self.config.alike else ""), near
+
+    def _nearest(self, text: str, others: Sequence[str]) -> float:
+        """The largest cosine of an instruction and others; 0 where there are none."""
+        vectors = self._encoder.encode([((), self._canonical(t)) for t in (text, *others)])
+        return float((vectors[1:] @ vectors[0]).max()) if len(others) else 0.0
 
 
 class Phrases:

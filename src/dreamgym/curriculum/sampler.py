@@ -92,6 +92,8 @@ class ValueSampler:
         self._draws += 1
         logged, written = [t for t in self._value if t not in self._parent], list(self._parent)
         synthetic = min(int(self._config.synthetic * n), len(written))
+        if n - synthetic > len(logged) and self._config.synthetic < 1:  # lambda of what is drawn, not of what was asked for
+            synthetic = min(synthetic, int(self._config.synthetic * len(logged) / (1 - self._config.synthetic)))
         return [*self._draw(logged, min(n - synthetic, len(logged)), rng), *self._draw(written, synthetic, rng)]
 
     def _draw(self, tasks: list[str], n: int, rng: np.random.Generator) -> list[str]:
@@ -149,7 +151,7 @@ class ValueSampler:
             "parent": self._parent,
             "invalid": sorted(self._invalid),
             "last": self._last,
-            "clusters": {t: self._clusters[t] for t in self._parent if t in self._clusters},
+            "clusters": self._clusters,
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
@@ -179,6 +181,7 @@ class ValueSampler:
         written = {"tasks_synthetic": float(len(self._parent))} if self._parent else {}
         return {
             "tasks_seen": float(len(seen)),
+            "tasks_played": float(len(ends)),
             "mean_value": sum(seen) / len(seen) if seen else 0.0,
             "tasks_all_won": float(sum(won > 0 and not failed for won, failed, _ in ends)),
             "tasks_all_failed": float(sum(failed > 0 and not won for won, failed, _ in ends)),

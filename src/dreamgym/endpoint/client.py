@@ -12,6 +12,7 @@ never an empty text; too many in a row, and the server is down: the run stops ra
 import asyncio
 import os
 import random
+import re
 import threading
 from collections import Counter
 from collections.abc import Coroutine, Sequence
@@ -35,6 +36,8 @@ DOWN = 16
 """Calls that fail for good in a row before the server counts as down."""
 _THIS_CALL = (400, 413, 422)
 """Refusals that may concern one prompt only."""
+_TOO_LONG = re.compile(r"context|too (?:long|large)|maximum.{0,20}(?:length|tokens)|reduce the length", re.IGNORECASE)
+"""And what they say where they surely do."""
 LONGEST_PAUSE_S = 30.0
 LONGEST_DEMAND_S = 120.0
 """A server that demands a longer pause than this has failed the call."""
@@ -138,7 +141,7 @@ class Endpoint:
                 response_format=self._format(ask),
             )
         except openai.APIStatusError as e:
-            if e.status_code in _THIS_CALL and self.counts["answered"]:  # it understands others: this prompt is too long, or unwanted
+            if e.status_code in _THIS_CALL and (self.counts["answered"] or _TOO_LONG.search(e.message)):  # others it understands
                 self.counts["refused"] += 1
                 return Answer(error=f"refused call ({e.status_code}): {_short(e.message)}")
             raise self._status(e) from e

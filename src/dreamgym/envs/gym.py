@@ -12,6 +12,7 @@ import asyncio
 import string
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import TypeVar
 
 from dreamgym.core.env import Env, Info, RealSteps, Step
@@ -31,6 +32,7 @@ except ImportError as e:
 
 Mapper = Callable[[str], State]
 T = TypeVar("T")
+PATIENCE = 600.0
 MAX_TEXT = 4096
 CHARSET = frozenset(string.printable)
 """What the declared text spaces hold. Other characters work too; only Gymnasium's checker objects to them."""
@@ -41,14 +43,48 @@ def text_lines(observation: str) -> State:
     return make_state(observation.splitlines())
 
 
+class OwnThread:
+    """A thread with an event loop, for one environment. It does not keep the process from ending."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._live, daemon=True).start()
+
+    def _live(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()
+
+    def begin(self, work: Coroutine[object, object, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def stop(self) -> None:
+        """After what has been begun."""
+        self.begin(self._end())
+
+    async def _end(self) -> None:
+        self._loop.stop()
+
+
 class GymEnv:
     """A Gymnasium text environment (str observations, str actions) as an ``Env``; success = a positive final reward.
 
-    ``info["invalid"]`` of a step says that the environment itself failed: no reward, and the episode is invalid.
+    It is made and lives in a thread of its own, so that a slow step holds up no other episode's. ``info["invalid"]`` of a step says
+    that the environment itself failed: no reward, and the episode is invalid. So is one whose environment raises, or does not answer
+    within ``patience`` seconds (``TimeoutError``; its thread is left behind).
     """
 
-    def __init__(self, env: "gymnasium.Env[str, str]", counter: RealSteps, instruction: str, cap: int, mapper: Mapper = text_lines) -> None:
-        self._env = env
+    def __init__(
+        self,
+        make: Callable[[], "gymnasium.Env[str, str]"],
+        counter: RealSteps,
+        instruction: str,
+        cap: int,
+        mapper: Mapper = text_lines,
+        patience: float = PATIENCE,
+    ) -> None:
+        self._make, self._patience = make, patience
+        self._env: gymnasium.Env[str, str] | None = None
+        self._thread: OwnThread | None = None
         self._counter = counter
         self._instruction = instruction
         self._cap = cap
@@ -56,8 +92,26 @@ class GymEnv:
         self._steps = 0
         self._done = True
 
+    async def _there(self, work: Callable[["gymnasium.Env[str, str]"], T]) -> T:
+        """``work`` on the environment in its thread."""
+
+        async def there() -> T:
+            if self._env is None:
+                self._env = self._make()
+            return work(self._env)
+
+        if self._thread is None:
+            self._thread = OwnThread()
+        answer = self._thread.begin(there())
+        await asyncio.wait([asyncio.wrap_future(answer)], timeout=self._patience)
+        if not answer.done():
+            self._thread, self._env, self._done = None, None, True
+            raise TimeoutError(f"no answer within {self._patience:g} s")
+        return answer.result()
+
     async def reset(self, task: Task, seed: int) -> tuple[str, Info]:
-        observation, info = self._env.reset(seed=int(task.id.rpartition("/")[2]))
+        number = int(task.id.rpartition("/")[2])
+        observation, info = await self._there(lambda env: env.reset(seed=number))
         self._steps = 0
         self._done = False
         return text_of_state(self._mapper(observation)), {"instruction": str(info.get("instruction", self._instruction))}
@@ -66,19 +120,27 @@ class GymEnv:
         if self._done:
             raise RuntimeError("step() on an episode that has ended or never began; call reset() first")
         self._counter.add()
-        observation, reward, terminated, truncated, info = self._env.step(action)
+        observation, reward, terminated, truncated, info = await self._there(lambda env: env.step(action))
         self._steps += 1
         if "invalid" in info:
             self._done = True
             return Step(text_of_state(self._mapper(observation)), None, False, True, {"stop": _invalid(info["invalid"])})
         truncated = not terminated and (truncated or self._steps >= self._cap)
-        won = terminated and float(reward) > 0
+        won = bool(terminated and float(reward) > 0)
         stop = StopReason.WON if won else StopReason.LOST if terminated else StopReason.MAX_STEPS if truncated else None
         self._done = stop is not None
         return Step(text_of_state(self._mapper(observation)), float(won), terminated, truncated, {"stop": stop} if stop else {})
 
     async def close(self) -> None:
-        self._env.close()
+        if self._thread is None:
+            return
+        try:
+            if self._env is not None:
+                await self._there(lambda env: env.close())
+        finally:
+            if self._thread is not None:
+                self._thread.stop()
+            self._thread = self._env = None
 
 
 def _invalid(reason: object) -> StopReason:
@@ -101,7 +163,9 @@ class GymAdapter:
         demonstrations: int = 20,
         mapper: Mapper = text_lines,
         teacher: Teacher | None = None,
+        patience: float = PATIENCE,
     ) -> None:
+        """``patience``: seconds until an environment that does not answer makes its episode invalid."""
         seeds: set[int] = set()
         for panel, numbers in panels.items():
             if seeds & set(numbers):
@@ -111,10 +175,10 @@ class GymAdapter:
         self.teacher: Teacher = teacher or GenericTeacher()
         self._make, self._panels, self._instruction, self._mapper = make, panels, instruction, mapper
         self._explorers = dict(explorers or {})
-        self._demonstrations = demonstrations
+        self._demonstrations, self._patience = demonstrations, patience
 
     def env(self, counter: RealSteps) -> Env:
-        return GymEnv(self._make(), counter, self._instruction, self.cap, self._mapper)
+        return GymEnv(self._make, counter, self._instruction, self.cap, self._mapper, self._patience)
 
     def tasks(self, panel: Panel, limit: int) -> list[Task]:
         return [
@@ -173,14 +237,16 @@ class TextGym(gymnasium.Env[str, str]):
     def __init__(self, env: Env, tasks: Sequence[Task]) -> None:
         self._env = env
         self._tasks = list(tasks)
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._thread: OwnThread | None = OwnThread()
         self._next = 0
         self.observation_space = spaces.Text(MAX_TEXT, min_length=0, charset=CHARSET)
         self.action_space = spaces.Text(MAX_TEXT, min_length=0, charset=CHARSET)
 
     def _wait(self, work: Coroutine[object, object, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        if self._thread is None:
+            work.close()
+            raise RuntimeError("this environment has been closed; make another")
+        return self._thread.begin(work).result()
 
     def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None) -> tuple[str, dict[str, object]]:
         super().reset(seed=seed)
@@ -197,6 +263,7 @@ class TextGym(gymnasium.Env[str, str]):
         return s.observation, s.reward, s.terminated, s.truncated, s.info
 
     def close(self) -> None:
-        if self._loop.is_running():
+        if self._thread is not None:
             self._wait(self._env.close())
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.stop()
+            self._thread = None

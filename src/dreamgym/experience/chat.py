@@ -1,7 +1,8 @@
 """The experience model's prompt and reply for chat LLMs: sections of JSON strings in, one JSON object out.
 
-The order keeps a server's prefix cache warm: what never changes comes first (rules, task, sheet), then the history, which
-only grows, then the retrieved experiences, the state and the action. All of it but the rules is untrusted; each piece is one
+The order keeps as much of a server's prefix cache warm as there is: what is the same for all steps comes first (rules, task), then
+what changes now and then (the sheet, of which only the part not yet seen is shown; the history), then what every step has anew
+(retrieved experiences, state, action). All of it but the rules is untrusted; each piece is one
 JSON string in which no quote, line end, control character or chat marker of its own survives, so nothing in it can end a
 section, a thought or a message. Replies are parsed strictly (arXiv 2511.03773 Eq. 4; this serialisation is our choice).
 """
@@ -10,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
+from unicodedata import category
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -159,7 +161,7 @@ def parse_step(text: str, state: State, form: Form, thought: str = "", reasoning
         change = diff(state, after)
     else:
         change = Change(make_state(reply.removed), make_state(reply.added))
-    if odd := [s for s in change.added if len(s.splitlines()) != 1 or not s.isprintable()]:
+    if odd := [s for s in change.added if len(s.splitlines()) != 1 or any(category(c) in ("Cc", "Cs") for c in s)]:
         raise GrammarError(f"a line of the state holds a line end or a control character: {odd[0]!r}")
     return Reply(why if reasoning else "", change, outcome)
 

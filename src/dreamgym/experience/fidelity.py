@@ -160,6 +160,19 @@ def could_end(rows: Sequence[Row], logs: Sequence[Episode]) -> list[Row]:
     ]
 
 
+def invalid_actions(rows: Sequence[Row]) -> dict[str, float | int | None]:
+    """Whether the model sees that a command does nothing (the real step changed nothing and did not end): precision and recall of
+    saying so. An unusable prediction says nothing of the kind."""
+    said = [r.said.reply is not None and not r.said.reply.change and r.said.reply.outcome == "go" for r in rows]
+    really = [not r.real[0].change and r.real[0].outcome == "go" for r in rows]
+    both = sum(a and b for a, b in zip(said, really, strict=True))
+    return {
+        "precision": both / sum(said) if any(said) else None,
+        "recall": both / sum(really) if any(really) else None,
+        "n": sum(really),
+    }
+
+
 def spurious(rows: Sequence[Row]) -> dict[str, float]:
     """Per 1000 steps: things whose line the model changes and reality does not, the reverse, and changes that contradict the state."""
     extra = missed = contradicting = 0
@@ -230,10 +243,11 @@ class Bound:
     """What that means, in a sentence."""
 
 
-def theorem_1(epsilon_r: float, epsilon_p: float, gamma: float, delta: float, r_max: float = 1.0) -> Bound:
+def theorem_1(epsilon_r: float, epsilon_p: float, gamma: float, delta: float, r_max: float = 1.0, most: float = 1.0) -> Bound:
     """The bound with given epsilons (suprema in the theorem; a sample's maximum is a lower estimate of one, its mean no bound at all).
 
-    ``delta``: largest KL(pi' || pi) of the update; 0 = the model gap alone. Raises ``ValueError`` for gamma outside 0..1.
+    ``delta``: largest KL(pi' || pi) of the update; 0 = the model gap alone. ``most``: the largest return there is; here a success is
+    paid once, at the end. Raises ``ValueError`` for gamma outside 0..1.
     """
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie in 0..1, it is {gamma}")
@@ -242,7 +256,6 @@ def theorem_1(epsilon_r: float, epsilon_p: float, gamma: float, delta: float, r_
     horizon = 1 / (1 - gamma)
     gap = epsilon_r * horizon + 2 * gamma * r_max * epsilon_p * horizon**2
     penalty = 4 * gamma * horizon**2 * (r_max * horizon) * delta + 2 * gap
-    most = r_max * horizon
     verdict = (
         f"Vacuous: it subtracts {penalty:.3g}, more than any return ({most:.3g})."
         if penalty >= most or math.isinf(penalty)

@@ -50,19 +50,22 @@ class AnnotatorConfig(BaseModel):
     """The same for tokens of prompts and replies together."""
 
 
+_SAID = r"\S"
+
+
 class Tutorial(BaseModel):
     """What the teacher says of the whole task."""
 
     model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
-    overall: str = Field(alias="Overall Plan", min_length=1)
-    success: str = Field(alias="Success Mode", min_length=1)
-    failure: str = Field(alias="Failure Mode", min_length=1)
+    overall: str = Field(alias="Overall Plan", pattern=_SAID)
+    success: str = Field(alias="Success Mode", pattern=_SAID)
+    failure: str = Field(alias="Failure Mode", pattern=_SAID)
 
 
 class Plan(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     step_id: int
-    transition_plan: str = Field(min_length=1)
+    transition_plan: str = Field(pattern=_SAID)
 
 
 class Lesson(BaseModel):

@@ -5,10 +5,13 @@ of episodes does not matter.
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dreamgym.core.env import RealSteps
+from dreamgym.core.errors import DreamgymError
 from dreamgym.core.record import stop_of, transition_of
 from dreamgym.core.state import state_of_text
 from dreamgym.core.types import Episode, Panel, StopReason, Task, Transition
@@ -20,9 +23,10 @@ from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.acting import actor
 from dreamgym.pipeline.config import RunConfig
 from dreamgym.pipeline.logs import tasks_of
-from dreamgym.pipeline.play import dream_rate, play_dream, play_real, seats_for, success_rate
+from dreamgym.pipeline.play import dream_rate, play_dream, play_real, real_rate, seats_for
 from dreamgym.rl.policy import Actor, Scripted
 
+log = logging.getLogger(__name__)
 STEPS = 4000
 """One-step predictions made at most."""
 
@@ -68,10 +72,10 @@ def audit_run(
     dreamed = {name: play_dream(actor, model, adapter.cap, seats_for(order, seed), name) for name, actor in actors.items()}
     gaps, gap_of = {}, {}
     for name in actors:
-        dream, truth = dream_rate(dreamed[name]), success_rate(real[name])
-        invalid = sum(not r.episode.valid for r in dreamed[name]) / len(order)
+        dream, truth = dream_rate(dreamed[name]), real_rate(real[name])
+        invalid = sum(not r.episode.valid for r in dreamed[name]) / max(len(order), 1)
         gaps[name] = {"dream": dream, "real": truth, "dream_invalid": invalid}
-        if dream is not None:
+        if dream is not None and truth is not None:
             gap_of[name] = abs(dream - truth)
     result: dict[str, object] = {
         "panel": panel,
@@ -115,7 +119,7 @@ def dream_wins(
 
     None where there is no dreamed win; a twin whose real environment failed proves nothing and is counted apart.
     """
-    members = max(1, -(-300 // len(tasks)))
+    members = max(1, -(-300 // max(len(tasks), 1)))
     played = play_dream(policy, model, adapter.cap, seats_for(tasks, seed + 1, members))
     wins = [r.episode for r in played if r.episode.valid and r.episode.stop == StopReason.WON]
     twins = asyncio.run(replay_real(adapter, wins, counter))
@@ -135,10 +139,11 @@ async def replay_real(adapter: Adapter, dreamed: Sequence[Episode], counter: Rea
     """The actions of dreamed episodes in the real environment, from its reset; one real twin for each."""
     twins = []
     for d in dreamed:
-        env = adapter.env(counter)
         steps: list[Transition] = []
         stop: StopReason | None = None
+        env = None
         try:
+            env = adapter.env(counter)
             observation, _ = await env.reset(d.task, d.seed)
             state = state_of_text(observation)
             for t in d.transitions:
@@ -149,10 +154,15 @@ async def replay_real(adapter: Adapter, dreamed: Sequence[Episode], counter: Rea
                 state = after
                 if stop is not None:
                     break
-        except (OSError, RuntimeError, ValueError):
+        except DreamgymError:
+            raise
+        except Exception as e:  # whatever the environment raises: its twin proves nothing, the others do
+            log.warning("%s failed while %s was played out for real: %s: %s", adapter.name, d.id, type(e).__name__, e)
             stop = StopReason.INVALID_ENV
         finally:
-            await env.close()
+            if env is not None:
+                with suppress(Exception):
+                    await env.close()
         twins.append(
             d.model_copy(
                 update={

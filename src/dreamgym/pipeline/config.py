@@ -298,7 +298,7 @@ class RunConfig(Section):
 
     env: str = "textworld/easy"
     """``textworld/easy``, ``/standard`` (with ``/current``: states without what closed containers hold), ``/hard`` (three foods, six
-    rooms), ``/mixed`` (one to three foods, one room or six; both without shipped logs: ``logs: collect``, ``base: tiny``) or
+    rooms), ``/mixed`` (one to three foods, one room or six; both with longer prompts and replies, see docs/learning.md) or
     ``module:object``."""
     logs: str = "shipped"
     """``shipped``, ``collect`` (record new ones), or a path to a .jsonl or .jsonl.xz file of episodes."""

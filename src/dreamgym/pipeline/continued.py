@@ -53,6 +53,12 @@ class Earlier:
         for name, own, other in _same(run.config, self.config):
             if own != other:
                 raise ConfigError(f"{name} is another one in {saved}; a run continues one of the same environment, prompts and policy")
+        told = run.config.experience
+        if run.config.curriculum.synthetic and not self.config.curriculum.synthetic and not (told.endpoint or told.pretrained):
+            raise ConfigError(
+                f"curriculum.synthetic: the experience model of {self.folder} has not learned to write tasks; leave it 0, or train the"
+                " earlier run with it"
+            )
         if run.config.seed == self.config.seed:
             raise ConfigError(f"seed: {saved} has {self.config.seed} too, so the same tasks would come first; give another one")
         for stage, work in (("train", "policy_run"), ("sim-to-real", "s2r_run")):

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from dreamgym.core.env import RealSteps
-from dreamgym.core.types import Episode, Panel, Task, Transition
+from dreamgym.core.types import Episode, Panel, StopReason, Task, Transition
 from dreamgym.endpoint.config import Chat
 from dreamgym.envs.adapter import Adapter
 from dreamgym.experience.audit import determined
@@ -22,6 +22,7 @@ from dreamgym.experience.fidelity import (
     calibration,
     could_end,
     done_accuracy,
+    invalid_actions,
     judged,
     reward_error,
     spearman,
@@ -38,10 +39,11 @@ from dreamgym.pipeline.acting import actor
 from dreamgym.pipeline.audit import replay_real
 from dreamgym.pipeline.config import RunConfig
 from dreamgym.pipeline.logs import tasks_of
-from dreamgym.pipeline.play import dream_rate, play_dream, play_real, seats_for, success_rate
+from dreamgym.pipeline.play import dream_rate, play_dream, play_real, real_rate, seats_for
+from dreamgym.pipeline.stats import paired_interval
 from dreamgym.rl.context import Turn
 from dreamgym.rl.policy import Actor, Sample, Scripted
-from dreamgym.rl.rollout import Seat
+from dreamgym.rl.rollout import Rollout, Seat
 
 SAMPLES = 8
 """Draws per step."""
@@ -98,8 +100,9 @@ def fidelity_run(
         tasks = {name: task.model_copy(update={"sheet": ()}) for name, task in tasks.items()}
     order = [tasks[t.id] for t in games if t.id in tasks]
     dreamed = {n: play_dream(a, model, adapter.cap, seats_for(order, seed, members), n) for n, a in actors.items()}
-    rates = {n: (dream_rate(dreamed[n]), success_rate(real[n])) for n in actors}
-    gaps = {n: abs(d - r) for n, (d, r) in rates.items() if d is not None}
+    rates = {n: (dream_rate(dreamed[n]), real_rate(real[n])) for n in actors}
+    told = {n: (d, r) for n, (d, r) in rates.items() if d is not None and r is not None}
+    gaps = {n: abs(d - r) for n, (d, r) in told.items()}
     pairs, asked_again = _steps(episodes, tasks, adapter, counter)
     rows = judged(pairs, model, draw, SAMPLES)
     ending = could_end(rows, logs)
@@ -112,9 +115,10 @@ def fidelity_run(
         "n_policies": len(actors),
         "n_episodes": len(episodes),
         "policies": {n: {"dream": d, "real": r} for n, (d, r) in rates.items()},
-        "spearman": spearman([d for d, _ in rates.values() if d is not None], [r for d, r in rates.values() if d is not None]),
+        "spearman": spearman([d for d, _ in told.values()], [r for _, r in told.values()]),
         "optimism": sum(gaps.values()) / len(gaps) if gaps else None,
         "optimism_dream_trained": _mean([gaps[n] for n in trained if n in gaps]),
+        "optimism_by_policy": {n: _gap_interval(dreamed[n], real[n], n) for n in told},
         "steps": len(rows),
         "next_state_all": sum(r.right for r in rows) / max(len(rows), 1),
         "done_accuracy": done_accuracy(rows),
@@ -123,6 +127,7 @@ def fidelity_run(
         "calibration": calibration(ending),
         "uncertainty_auroc": auroc([r.disagreement for r in rows], [not r.right for r in rows]),
         "steps_wrong": sum(not r.right for r in rows),
+        "invalid_actions": invalid_actions(rows),
         "facts_per_1000_steps": spurious(rows),
         "by_depth": _depths(episodes, tasks, adapter.cap, model),
         "asked_again": asked_again,
@@ -136,6 +141,23 @@ def fidelity_run(
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def _gap_interval(dreamed: Sequence[Rollout], real: Sequence[Rollout], name: str) -> dict[str, object] | None:
+    """Dream success less real success of one policy, paired by game, with its bootstrap over games; None without a game in both."""
+    dream, truth = (_by_game(played) for played in (dreamed, real))
+    both = dream.keys() & truth.keys()
+    if not both:
+        return None
+    return paired_interval([{g: dream[g] for g in both}], [{g: truth[g] for g in both}], (f"{name}, dreamed", f"{name}, real"))
+
+
+def _by_game(played: Sequence[Rollout]) -> dict[str, float]:
+    """Mean success of each game's valid episodes."""
+    found: dict[str, list[float]] = {}
+    for e in (r.episode for r in played if r.episode.valid):
+        found.setdefault(e.task.id, []).append(float(e.stop is StopReason.WON))
+    return {game: sum(wins) / len(wins) for game, wins in found.items()}
 
 
 def _charged(judge: Chat) -> dict[str, int]:
@@ -167,8 +189,9 @@ def _steps(
 
 
 async def _again(e: Episode, at: int, adapter: Adapter, counter: RealSteps) -> Transition | None:
-    """What the real environment answers to step ``at`` when the episode is played again up to it; None where that cannot be said."""
-    played = e.model_copy(update={"transitions": e.transitions[: at + 1]})
+    """What the real environment answers to step ``at`` when the episode is played again up to it, under another seed: an environment
+    with dice may answer otherwise. None where that cannot be said."""
+    played = e.model_copy(update={"transitions": e.transitions[: at + 1], "seed": e.seed + 1})
     twin = (await replay_real(adapter, [played], counter))[0]
     if len(twin.transitions) <= at or twin.transitions[at].reward is None or twin.transitions[at].state != e.transitions[at].state:
         return None

@@ -66,6 +66,12 @@ def success_rate(played: Sequence[Rollout]) -> float:
     return sum(valid) / len(valid) if valid else math.nan
 
 
+def real_rate(played: Sequence[Rollout]) -> float | None:
+    """``success_rate``; None where no real episode is valid."""
+    rate = success_rate(played)
+    return None if math.isnan(rate) else rate
+
+
 def dream_rate(played: Sequence[Rollout]) -> float | None:
     """Share of dreamed successes among valid dreamed episodes: never a result, only a figure to hold against one.
 

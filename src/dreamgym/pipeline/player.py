@@ -48,13 +48,16 @@ def task_generator(
 ) -> tuple[TaskGenerator, Achieved | None]:
     """Who writes tasks in a run, and who tells what failed episodes achieved (None without hindsight).
 
-    Nothing is written that the environment keeps for evaluation, where its adapter says so (``allowed(instruction)``).
+    Nothing is written that the environment keeps for evaluation, where its adapter says so (``allowed(instruction)``), nor what it has
+    in other words (``canonical(instruction)``).
     """
     achieved: Achieved | None = getattr(adapter, "achieved", None)
     if curriculum.hindsight and achieved is None:
         raise ConfigError(f"curriculum.hindsight: the adapter {adapter.name} has no achieved(task, episode); set it to false")
     allowed: Callable[[str], bool] = getattr(adapter, "allowed", lambda instruction: True)
-    return TaskGenerator(task_writer(model), tasks, curriculum.generator, seed, allowed), achieved if curriculum.hindsight else None
+    canonical: Callable[[str], str] = getattr(adapter, "canonical", lambda instruction: instruction)
+    generator = TaskGenerator(task_writer(model), tasks, curriculum.generator, seed, allowed, canonical)
+    return generator, achieved if curriculum.hindsight else None
 
 
 def server(config: EndpointConfig) -> Chat:

@@ -46,7 +46,7 @@ def train_policy(run: Run, ranks: Ranks = ALONE) -> dict[str, object]:
 
 def sim_to_real(run: Run) -> dict[str, object]:
     """The dream's policy learns on in the real environment, under a hard budget of real transitions (S2R, arXiv 2511.03773 §4.4)."""
-    return _reinforce(run, run.config.s2r, ("policy", "s2r_run", "s2r"), None, None)
+    return _reinforce(run, run.config.s2r, ("policy", "s2r_run", "s2r"), None, None, first=True)
 
 
 STALE = {"train": ("eval-policy", "audit", "long-audit", "sim-to-real", "eval-s2r"), "sim-to-real": ("eval-s2r",)}
@@ -73,8 +73,9 @@ def _reinforce(
     model: ExperienceModel | None,
     replay: Enriched | Followed | None,
     ranks: Ranks = ALONE,
+    first: bool = False,
 ) -> dict[str, object]:
-    """One run of policy learning; ``folders``: where it starts, works, and leaves its policy."""
+    """One run of policy learning; ``folders``: where it starts, works, and leaves its policy; ``first``: probes begin with the start."""
     config, adapter = run.config, load_adapter(run.config.env)
     start, work, policy = map(run.path, folders)
     counter = RealSteps(budget=how.real_budget)
@@ -104,7 +105,7 @@ def _reinforce(
             progress.update(task, advance=1, description=shown)
 
         probe = panel_tasks(adapter, "probe", config.evaluation.probe_games) if how.probe_every else ()
-        lm = rl.run(report, probe, how.probe_every, config.evaluation.temperature, how.patience)
+        lm = rl.run(report, probe, how.probe_every, config.evaluation.temperature, how.patience, first)
     if rl.ended == "budget":
         used = f"{counter.total} used, {rl.iteration} iterations"
         console.print(f"  the budget of {how.real_budget} real steps bears no further iteration ({used})")
@@ -118,11 +119,12 @@ def _reinforce(
         "iterations": rl.iteration,
         "ended": rl.ended,
         "real_budget": how.real_budget,
-        "transitions": sum(m["transitions"] for m in metrics),
+        "transitions": sum(m["transitions"] + m.get("transitions_checking", 0.0) for m in metrics),
         "rl_real_steps": counter.counts.get("rl", 0),
         "probe_real_steps": counter.counts.get("probe", 0),
         "rollout_s": sum(m["rollout_s"] for m in metrics),
         "update_s": sum(m["update_s"] for m in metrics),
+        **({"write_s": sum(m.get("write_s", 0.0) for m in metrics)} if generator is not None else {}),
         **spent,
     }
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +30,6 @@ from dreamgym.pipeline.play import play_dream, play_real, seats_for, success_rat
 from dreamgym.replay.contract import Replay
 from dreamgym.rl.config import RLConfig
 from dreamgym.rl.context import Context
-from dreamgym.rl.credit import episode_return
 from dreamgym.rl.monitors import alarms
 from dreamgym.rl.policy import ACTION_TOKENS, STATE_CONTEXT, Policy
 from dreamgym.rl.ranks import ALONE, Ranks
@@ -107,18 +107,23 @@ class RLRun:
         every: int = 0,
         temperature: float = 0.4,
         patience: int = 0,
+        first: bool = False,
     ) -> LocalLM:
         """Iterate to the end; with ``probe`` the checkpoint with the best real probe success is returned, else the last.
 
-        Every ``every`` iterations the policy, sampled at ``temperature``, plays the tasks of ``probe`` for real (counted). It also ends
+        Every ``every`` iterations and at the end the policy, sampled at ``temperature``, plays the tasks of ``probe`` for real
+        (counted); with ``first`` also before the first iteration, so that what is returned is not worse than the start. It also ends
         (``ended``) when the real budget bears no further iteration, after ``patience`` probes (0 = any number) without a better one, or
         at an alarm (``config.watch``).
         """
         policy = self.folder / "policy"
         self.ended = ""
+        if first and every and self.iteration == 0 and not self.probe:
+            self._probe_alone(probe, temperature)
         while not self.ended:
-            probed = probe if every and (self.iteration + 1) % every == 0 else ()
-            self.ended, tasks = self.ranks.said(self._next(len(probed), patience))
+            last = self.iteration + 1 == self.config.iterations
+            probed = probe if every and ((self.iteration + 1) % every == 0 or last) else ()
+            self.ended, tasks = self.ranks.said(self._next(len(probe) if every else 0, patience))
             if self.ended:
                 break
             try:
@@ -126,12 +131,22 @@ class RLRun:
             except BudgetError:  # in the middle of an iteration: what it used is counted, what it played is not learned from
                 self._save()
                 self.ended = "budget"
+        if every and self.ended == "budget" and (not self.probe or self.probe[-1]["iteration"] < self.iteration):
+            self._probe_alone(probe, temperature)
         self.counter.settle()
         self.counter.ledger = None
         if not self.probe and self.ranks.first:
             self.lm.save(policy)
         self.ranks.wait()
         return LocalLM.load(policy) if self.ranks.first else self.lm
+
+    def _probe_alone(self, probe: Sequence[Task], temperature: float) -> None:
+        """A probe that is no iteration's: of the start, or of what a spent budget left."""
+        if self.ranks.first:
+            with suppress(BudgetError):
+                self._probe(probe, temperature, None)
+            self._save()
+        self.ranks.wait()
 
     def _next(self, probed: int, patience: int) -> tuple[str, int]:
         """Why the run ends here, if it does; and the tasks of the next iteration."""
@@ -150,6 +165,8 @@ class RLRun:
             self.model.use(self.replay.snapshot())
         tasks = [self.sheets.tasks[t] for t in self.sampler.next(n)]
         before = self._spent()
+        if self.model is None and self.counter.budget:
+            self.trainer.spent = self.counter.total / self.counter.budget
         try:
             played, groups, metrics = self.trainer.iterate(tasks)
         except TrainingError as e:
@@ -168,7 +185,9 @@ class RLRun:
         if self.generator is not None:
             metrics["synthetic"] = sum(bool(self.sheets.tasks[name].lineage) for name in groups) / max(len(groups), 1)
         if self.generator is not None and self.iteration % self.generator.config.every == 0 and self.iteration < self.config.iterations:
+            began = time.perf_counter()
             metrics |= self._write_tasks(self.generator, episodes, self.iteration - 1)
+            metrics["write_s"] = time.perf_counter() - began
         spent = {name: float(n - before[name]) for name, n in self._spent().items()}
         metrics |= dict(zip(spent, self.ranks.total(list(spent.values())), strict=True))
         metrics |= (
@@ -214,9 +233,6 @@ class RLRun:
         feasible = {r.episode.task.id for r in played if r.episode.valid}
         self.sheets.tasks |= {name: t for name, t in new.items() if name in feasible}
         self.sampler.add([t for name, t in new.items() if name in feasible])
-        for name in sorted(feasible):
-            own = [r for r in played if r.episode.task.id == name]
-            self.sampler.observe(name, [episode_return(r) for r in own], [progress_of(r.episode) for r in own])
         if self.ranks.first:
             lines = [_written(d, feasible, values) | {"iteration": iteration} for d in drafts]
             lines += [{"iteration": iteration, "task": name, "verdict": "dropped: its last group had no valid rollout"} for name in gone]
@@ -230,13 +246,17 @@ class RLRun:
         }
 
     def _affordable(self, probed: int) -> int:
-        """Tasks of the next iteration, 0 = the real budget bears none: fewer where it bears no more than that, after ``probed`` games.
+        """Tasks of the next iteration, 0 = the real budget bears none: fewer where it bears no more than that and a probe of ``probed``
+        games after it.
 
-        Reckoned at a tenth more steps than episodes had last, or as long as they may be where that has just grown.
+        Reckoned at a tenth more steps than episodes had last, or as long as they may be where that has just grown; a probe at half as
+        many steps again as the last one took, since a last probe that is cut off would be a whole training unseen.
         """
         if self.counter.budget is None:
             return self.config.tasks
-        left = self.counter.budget - self.counter.total - probed * self.adapter.cap
+        took = [0.0, *(p["probe_steps"] for p in self.probe)]
+        reserve = min(probed * self.adapter.cap, 1.5 * (took[-1] - took[-2])) if self.probe else probed * self.adapter.cap
+        left = self.counter.budget - self.counter.total - reserve
         if self.model is not None:
             return self.config.tasks if self.counter.total < self.counter.budget else 0
         metrics, longest = self.trainer.progress.metrics, self.config.longest(self.iteration, self.adapter.cap)

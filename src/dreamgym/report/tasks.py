@@ -84,8 +84,8 @@ def _chart(metrics: Sequence[Mapping[str, object]], said: str) -> Chart:
 
     series = [
         Series(f"{said}mean value of the tasks played so far, over 0.25", "s-dream", "triangle", at("mean_value", LARGEST), joined=True),
-        Series(f"{said}tasks that were always won", "s-idle", "square", at("tasks_all_won", "tasks_seen"), joined=True),
-        Series(f"{said}tasks that always failed", "s-zero", "ring", at("tasks_all_failed", "tasks_seen"), joined=True),
+        Series(f"{said}tasks that were always won", "s-idle", "square", at("tasks_all_won", "tasks_played"), joined=True),
+        Series(f"{said}tasks that always failed", "s-zero", "ring", at("tasks_all_failed", "tasks_played"), joined=True),
     ]
     if any("synthetic" in m for m in metrics):
         series.append(Series("share of written tasks in the draw", "s-train", "ring", at("synthetic", 1.0), joined=True))

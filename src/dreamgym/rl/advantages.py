@@ -68,6 +68,21 @@ def whitened(advantages: Sequence[float]) -> list[float]:
     return [float(a or 0.0) for a in group_advantages(advantages, "sample")]
 
 
+def normalised(advantages: Sequence[float], kinds: Sequence[Hashable], tokens: Sequence[int]) -> list[float]:
+    """(a - mean) / deviation over all tokens of a batch whose tasks are of one kind (AgentRL's task advantage normalisation, arXiv
+    2510.04206): no kind of task outshouts the others. ``tokens``: how many share each advantage. A kind without variance gives zeros.
+    """
+    out = [0.0] * len(advantages)
+    for kind in dict.fromkeys(kinds):
+        here = [i for i, k in enumerate(kinds) if k == kind]
+        total = sum(tokens[i] for i in here)
+        mean = sum(advantages[i] * tokens[i] for i in here) / max(total, 1)
+        sd = (sum((advantages[i] - mean) ** 2 * tokens[i] for i in here) / max(total, 1)) ** 0.5
+        for i in here:
+            out[i] = (advantages[i] - mean) / sd if sd > ZERO_VARIANCE else 0.0
+    return out
+
+
 def anchor_advantages(states: Sequence[Sequence[Hashable]], to_go: Sequence[Sequence[float]], std: Std = "population") -> list[list[float]]:
     """Of each step among all steps of its group that were taken in an equal state (GiGPO, arXiv 2505.10978, A^S); 0 for one alone.
 

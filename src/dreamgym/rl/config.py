@@ -31,7 +31,8 @@ class RLConfig(BaseModel):
     """Members per task."""
     learning_rate: float = Field(6e-4, gt=0)
     """Its peak: it rises over ``warmup`` iterations, because Adam's first steps are as long as any and a warm start is easily
-    knocked into loops, and falls linearly to 0 over all, because a constant one lets entropy grow without end (docs/development.md)."""
+    knocked into loops, and falls linearly to 0 over all (over the real budget, where that ends sooner), because a constant one lets
+    entropy grow without end (docs/development.md)."""
     warmup: int = Field(2, ge=0)
     temperature: float = Field(1.0, gt=0)
     horizon: tuple[int, ...] = ()
@@ -46,6 +47,9 @@ class RLConfig(BaseModel):
     credit: Literal["episode", "anchors", "shared", "turns"] = "episode"
     """How an episode's advantage reaches its steps: whole; with that of each step among equal states (GiGPO); averaged where members
     took the same step (after SALT); in proportion to each turn's discounted reward to go (UserRL)."""
+    normalise: Literal["batch", "kind"] = "batch"
+    """``kind``: the advantages of all tokens of one kind of task (``Task.difficulty``) get mean 0 and deviation 1 (AgentRL), where kinds
+    differ in how often they are won; ``batch``: as the other keys leave them."""
     anchor_weight: float = Field(1.0, gt=0)
     """Of the advantage among equal states, beside the episode's (GiGPO's w)."""
     gamma: float = Field(1.0, gt=0, le=1)

@@ -9,6 +9,7 @@ from dreamgym.rl.advantages import (
     gae,
     group_advantages,
     leave_one_out_advantages,
+    normalised,
     rewards_to_go,
     shaped,
     shared_advantages,
@@ -38,6 +39,7 @@ def step_credit(rollouts: Sequence[Rollout], config: RLConfig) -> list[list[floa
     (verl-agent's penalty: off the return of that step alone).
     """
     out: list[list[float]] = [[] for _ in rollouts]
+    penalties: dict[int, float] = {}
     groups: dict[str, list[int]] = {}
     for i, r in enumerate(rollouts):
         groups.setdefault(r.episode.task.id, []).append(i)
@@ -47,9 +49,11 @@ def step_credit(rollouts: Sequence[Rollout], config: RLConfig) -> list[list[floa
         valid = [(i, a) for i, a in zip(members, compared, strict=True) if a is not None]
         by = divisor([r for r in returns if r is not None], config.std) if config.advantage == "group" else 1.0
         penalty = config.invalid_action_penalty / (by or 1.0)
+        penalties |= {i: penalty for i, _ in valid}
         for (i, _), steps in zip(valid, _shared_out([rollouts[i] for i, _ in valid], [a for _, a in valid], config), strict=True):
-            out[i] = _shaped(rollouts[i], steps, config, penalty)
-    return out
+            out[i] = steps
+    out = _by_kind(rollouts, out) if config.normalise == "kind" else out
+    return [_shaped(r, out[i], config, penalties[i]) if i in penalties else [] for i, r in enumerate(rollouts)]
 
 
 def critic_credit(
@@ -68,8 +72,11 @@ def critic_credit(
             a, t = gae(paid, v, config.gamma, config.gae_lambda)
         advantages.append(a)
         targets.append(t)
-    flat = iter(whitened([a for steps in advantages for a in steps]))
-    credit = [[next(flat) for _ in steps] for steps in advantages]
+    if config.normalise == "kind":
+        credit = _by_kind(rollouts, advantages)
+    else:
+        flat = iter(whitened([a for steps in advantages for a in steps]))
+        credit = [[next(flat) for _ in steps] for steps in advantages]
     return [_shaped(r, steps, config, 0.0) if r.episode.valid else [] for r, steps in zip(rollouts, credit, strict=True)], targets
 
 
@@ -86,6 +93,15 @@ def _shared_out(members: list[Rollout], advantages: list[float], config: RLConfi
     if config.credit == "turns":
         return [turn_advantages(_rewards(r), a, config.gamma) for r, a in zip(members, advantages, strict=True)]
     return whole
+
+
+def _by_kind(rollouts: Sequence[Rollout], advantages: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Normalised over the tokens of tasks of one kind; the steps of an invalid episode are none."""
+    kept = [(r, row) for r, row in zip(rollouts, advantages, strict=True) if row]
+    kinds = [r.episode.task.difficulty for r, row in kept for _ in row]
+    tokens = [len(s.ids) for r, _ in kept for s in r.samples]
+    flat = iter(normalised([a for _, row in kept for a in row], kinds, tokens))
+    return [[next(flat) for _ in row] for row in advantages]
 
 
 def _shaped(rollout: Rollout, advantages: list[float], config: RLConfig, penalty: float) -> list[float]:

@@ -1,12 +1,15 @@
 """The rollout engine: many episodes at once, in any environment that speaks ``Env``.
 
 Every episode is a coroutine; their policy calls (and a dream's experience-model calls) are gathered into batches by
-``Lockstep``. A failed environment makes its own episode invalid and stops nobody else's.
+``Lockstep``. A failed environment makes its own episode invalid and stops nobody else's; what failed is logged.
 """
 
 import asyncio
+import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from traceback import extract_tb
 
 from dreamgym.core.env import Env
 from dreamgym.core.errors import DreamgymError
@@ -16,6 +19,8 @@ from dreamgym.core.state import state_of_text
 from dreamgym.core.types import Episode, Source, StopReason, Task, Transition
 from dreamgym.rl.context import Turn
 from dreamgym.rl.policy import Actor, Sample
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,53 +60,72 @@ def rollouts(
     ended it before.
     """
     lockstep = Lockstep({"policy": policy.act, **(services or {})})
+    failures: Counter[str] = Counter()
 
     async def play(seat: Seat) -> Rollout:
-        return await _episode(seat, make_env(seat, lockstep), lockstep, source, env_name, behaviour, longest)
+        told = _Told(seat.task)
+        try:
+            env = make_env(seat, lockstep)
+            try:
+                await _episode(seat, env, lockstep, longest, told)
+            finally:
+                await env.close()
+        except DreamgymError:
+            raise
+        except Exception as e:  # the user's code, or a server's: one broken world is not the end of the others
+            place = extract_tb(e.__traceback__)[-1]
+            failures[f"{type(e).__name__}: {e} ({place.filename}:{place.lineno})"] += 1
+        return Rollout(told.episode(seat, source, env_name, behaviour), tuple(told.samples))
 
-    return asyncio.run(lockstep.run([play(s) for s in seats]))
+    played = asyncio.run(lockstep.run([play(s) for s in seats]))
+    for what, n in failures.items():
+        log.warning("%s failed in %d of %d episodes: %s", env_name, n, len(seats), what)
+    return played
 
 
-async def _episode(seat: Seat, env: Env, lockstep: Lockstep, source: Source, env_name: str, behaviour: str, longest: int | None) -> Rollout:
-    samples: list[Sample] = []
-    steps: list[Transition] = []
+@dataclass
+class _Told:
+    """What is known of an episode so far; without an end it is invalid."""
+
+    task: Task
+    samples: list[Sample] = field(default_factory=list)
+    steps: list[Transition] = field(default_factory=list)
+    stop: StopReason = StopReason.INVALID_ENV
+
+    def episode(self, seat: Seat, source: Source, env_name: str, behaviour: str) -> Episode:
+        return Episode(
+            id=f"{self.task.id}#{env_name}{seat.seed}.{seat.iteration}.{seat.member}",
+            env=env_name,
+            task=self.task,
+            source=source,
+            behaviour=behaviour,
+            policy_version=seat.iteration,
+            seed=seat.seed,
+            member=seat.member,
+            transitions=tuple(self.steps),
+            stop=self.stop,
+        )
+
+
+async def _episode(seat: Seat, env: Env, lockstep: Lockstep, longest: int | None, told: _Told) -> None:
+    observation, info = await env.reset(seat.task, seat.seed)
+    state = state_of_text(observation)
+    instruction = str(info.get("instruction", seat.task.instruction))
+    told.task = seat.task.model_copy(update={"instruction": instruction, "first_state": state})
     stop: StopReason | None = None
-    task = seat.task
-    try:
-        observation, info = await env.reset(seat.task, seat.seed)
-        state = state_of_text(observation)
-        instruction = str(info.get("instruction", task.instruction))
-        task = task.model_copy(update={"instruction": instruction, "first_state": state})
-        while stop is None:
-            said = (*samples[-1].prompt, *samples[-1].ids) if samples else ()
-            turn = Turn(instruction, state, (seat.seed, seat.iteration, seat.task.id, seat.member, len(steps)), tuple(steps), said)
-            sample = await lockstep.call("policy", turn.key, turn)
-            assert isinstance(sample, Sample)
-            answer = await env.step(sample.action)
-            after = state_of_text(answer.observation)
-            step = transition_of(state, sample.action, answer, after)
-            stop = stop_of(answer)
-            samples.append(sample)
-            steps.append(step)
-            state = after
-            if stop is None and len(steps) == longest:
-                stop = StopReason.MAX_STEPS
-    except DreamgymError:
-        raise
-    except (OSError, RuntimeError, ValueError):
-        stop = StopReason.INVALID_ENV
-    finally:
-        await env.close()
-    episode = Episode(
-        id=f"{task.id}#{env_name}{seat.seed}.{seat.iteration}.{seat.member}",
-        env=env_name,
-        task=task,
-        source=source,
-        behaviour=behaviour,
-        policy_version=seat.iteration,
-        seed=seat.seed,
-        member=seat.member,
-        transitions=tuple(steps),
-        stop=stop or StopReason.INVALID_ENV,
-    )
-    return Rollout(episode, tuple(samples))
+    while stop is None:
+        said = (*told.samples[-1].prompt, *told.samples[-1].ids) if told.samples else ()
+        key = (seat.seed, seat.iteration, seat.task.id, seat.member, len(told.steps))
+        turn = Turn(instruction, state, key, tuple(told.steps), said)
+        sample = await lockstep.call("policy", turn.key, turn)
+        assert isinstance(sample, Sample)
+        answer = await env.step(sample.action)
+        after = state_of_text(answer.observation)
+        step = transition_of(state, sample.action, answer, after)
+        stop = stop_of(answer)
+        told.samples.append(sample)
+        told.steps.append(step)
+        state = after
+        if stop is None and len(told.steps) == longest:
+            stop = StopReason.MAX_STEPS
+    told.stop = stop

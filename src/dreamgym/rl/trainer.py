@@ -69,6 +69,8 @@ class Trainer:
         self.critic = Critic(start, config, lm.pad) if config.advantage == "gae" else None
         self.reference = LocalLM.load(start) if config.kl else None
         self.progress = Progress()
+        self.spent = 0.0
+        """Share of a budget that is gone: where it will end the run before its last iteration, the learning rate falls with it."""
         self.played: Sequence[Rollout] = ()
         """Of the last iteration, or of the one that failed."""
 
@@ -183,7 +185,7 @@ class Trainer:
     def learning_rate(self) -> float:
         """Of the current iteration."""
         c, n = self.config, self.progress.iteration
-        return c.learning_rate * min(1.0, (n + 1) / max(c.warmup, 1)) * (1 - n / c.iterations)
+        return c.learning_rate * min(1.0, (n + 1) / max(c.warmup, 1)) * (1 - max(n / c.iterations, self.spent))
 
     def _logp(self, lm: LocalLM, batch: Batch) -> torch.Tensor:
         """Log-probabilities of the policy tokens of a batch at the sampling temperature, [N]."""

@@ -11,7 +11,7 @@ from dreamgym.core.types import Episode, Panel, Task
 from dreamgym.envs.adapter import Explorer
 from dreamgym.envs.textworld.behaviours import Scene, anything, expert, goal_of, near_miss, read_scene
 from dreamgym.envs.textworld.collect import DEMONSTRATIONS, Recorder
-from dreamgym.envs.textworld.env import ENV, TextWorldEnv, look_at
+from dreamgym.envs.textworld.env import ENV, TextWorldEnv, look_at, recipe_text
 from dreamgym.envs.textworld.games import CAPS, LEVELS, ONE_ROOM, make_games, parse_task_id
 from dreamgym.envs.textworld.hindsight import achieved
 from dreamgym.envs.textworld.mapper import View, spaced
@@ -64,6 +64,15 @@ class TextWorldAdapter:
             return not any(reserved((spaced(food), *how)) for food, how in goal_of(instruction).items())
         except (IndexError, ValueError):
             return True  # no recipe: the other checks refuse it
+
+    def canonical(self, instruction: str) -> str:
+        """The recipe as logged ones are worded, in the order of its foods; what is none stays as it is."""
+        try:
+            goal = goal_of(instruction)
+            text = recipe_text({food: how for food, how in goal.items()})
+        except (IndexError, ValueError, KeyError):
+            return instruction
+        return text if len(text.split()) == len(instruction.split()) else instruction  # nothing that is named twice is lost
 
     def achieved(self, task: Task, episode: Episode) -> str | None:
         """The recipe that a failed episode fulfilled, for hindsight tasks."""
