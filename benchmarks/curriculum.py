@@ -1,11 +1,12 @@
 """``curriculum.json`` and its table: what choosing and writing tasks is worth in real success, on the pool of easy and hard games.
 
     python -m benchmarks.curriculum            # reads the cells of CURRICULUM_ROWS, writes benchmarks/results/curriculum.json
+    python -m benchmarks.curriculum --make     # makes the cells that are missing first (days of one core)
     python -m benchmarks.curriculum --check    # exit 1 where what is written differs from them
 
-It needs every cell of them (``python -m benchmarks.grid mixed METHOD 0 1 2``) and ``generator.json`` (``python -m benchmarks.generator``),
-and names what is missing. All arms have the same warm starts, experience model, iterations and tasks per iteration; those that write
-tasks also play each new one twice before it counts, which is in their dreamed transitions.
+It needs every cell of them and ``generator.json`` (``python -m benchmarks.generator``), and names what is missing. All arms have the same
+warm starts, experience model, iterations and tasks per iteration; those that write tasks also play each new one twice before it counts,
+which is in their dreamed transitions.
 """
 
 import sys
@@ -99,4 +100,8 @@ def result() -> Json:
 
 
 if __name__ == "__main__":
+    if "--make" in sys.argv:
+        from benchmarks.grid import make
+
+        make((POOL, method_of(row), s) for s in SEEDS for row in CURRICULUM_ROWS)
     sys.exit(publish("curriculum", table, missing(), result, "--check" in sys.argv))

@@ -1,17 +1,19 @@
 """``experience.json`` and its tables: how far the experience model can be trusted, and what each of its parts is worth.
 
     python -m benchmarks.experience              # reads cells and result files, writes benchmarks/results/experience.json
+    python -m benchmarks.experience --ablations  # makes the cells of Table 2's rows that are missing first (days of one core)
+    python -m benchmarks.experience --data       # and those of the data-efficiency curve
     python -m benchmarks.experience --check      # exit 1 where what is written differs from them
     python -m benchmarks.experience --history    # how many logged steps history could decide at all
 
-It needs the cells of ``ABLATIONS``, ``DATA``, ``LUCK`` and ``UNCERTAINTY`` (``python -m benchmarks.grid LEVEL METHOD SEEDS``) and the files
-of ``benchmarks.fidelity``, ``benchmarks.adversarial`` (both levels) and ``benchmarks.faults``; it names what is missing.
+It needs the cells of ``ABLATIONS``, ``DATA``, ``LUCK`` and ``UNCERTAINTY`` and the files of ``benchmarks.fidelity``,
+``benchmarks.adversarial`` (both levels) and ``benchmarks.faults``; it names what is missing.
 """
 
 import sys
 from statistics import fmean
 
-from benchmarks.cells import HERE, LEVELS, cell_path, logs_of, seeds_of
+from benchmarks.cells import HERE, LEVELS, RL_LEVEL, all_levels, cell_path, logs_of, seeds_of
 from benchmarks.tables import Cell, audit_of, cells, console, markdown, publish, rates, rows, spread
 from dreamgym.core.files import read_json
 from dreamgym.core.state import entity
@@ -22,7 +24,8 @@ from dreamgym.pipeline.stats import paired_interval
 
 RESULTS = HERE / "results"
 AUDIT = ("success_precision", "success_recall", "next_state_macro", "next_state_changing", "invalid", "dream_win_precision")
-"""From the audits of the cells of ``grpo_dream``, mean over seeds; the rest comes from the long audit."""
+"""From the audits of the cells of ``grpo_dream``, mean over seeds; the rest comes from the long audit, another training of the same
+experience model: what both have measured is the worse of the two."""
 LONG = ("done_accuracy", "next_state_all", "epsilon_r", "spearman", "optimism", "optimism_dream_trained", "n_policies", "n_episodes")
 ABLATIONS = {
     "full": ("standard", "grpo_dream"),
@@ -48,6 +51,7 @@ UNCERTAINTY = {
     "no_reasoning_em1": ("grpo_dream+no_reasoning_em1_cautious", "grpo_dream+no_reasoning_em1"),
 }
 """On *easy*, by experience model: silent where it is not sure, and not."""
+UNSURE = [("easy", m) for both in UNCERTAINTY.values() for m in both]
 LUCK = {name: ("easy", f"grpo_dream+{name}") for name in ("reasoning_em1", "no_reasoning_em1", "no_reasoning_em2")}
 """Experience models of the rows ``full_easy`` and ``no_reasoning_easy``, trained with other seeds; one policy seed each."""
 FIRST = RESULTS / "earlier"
@@ -57,8 +61,7 @@ Json = dict[str, object]
 
 def missing() -> list[str]:
     """Cells and files that are not there."""
-    wanted = [*ABLATIONS.values(), *(("easy", m) for m in DATA.values()), *(("easy", m) for both in UNCERTAINTY.values() for m in both)]
-    wanted += LUCK.values()
+    wanted = [*ABLATIONS.values(), *(("easy", m) for m in DATA.values()), *UNSURE, *LUCK.values()]
     absent = [f"{lv} {method} seed {s}" for lv, method in wanted for s in seeds_of(method) if not cell_path(lv, method, s).exists()]
     files = [f"{name}-{level}.json" for name in ("fidelity", "adversarial") for level in LEVELS] + ["faults.json"]
     return absent + [name for name in files if not (RESULTS / name).exists()]
@@ -69,7 +72,14 @@ def audit_result(level: str) -> Json:
     calibration, variation = long["calibration"], long["epsilon_p"]
     assert isinstance(calibration, dict)
     assert isinstance(variation, dict)
-    return {**{k: found[k] for k in AUDIT}, **{k: long[k] for k in LONG}, "epsilon_p": variation["mean"], "ece": calibration["ece"]}
+    worse = {k: max(float(str(long[k])), found[k]) for k in ("optimism", "optimism_dream_trained")}
+    taken = {k: found[k] for k in AUDIT} | {k: long[k] for k in LONG} | worse
+    return {**taken, "epsilon_p": variation["mean"], "ece": calibration["ece"]}
+
+
+def audited(level: str) -> bool:
+    """Whether a level has what ``audit_result`` reads; those of the targets must (``missing``)."""
+    return level in all_levels() and bool(cells(level, "grpo_dream")) and (RESULTS / f"fidelity-{level}.json").exists()
 
 
 def ablation(name: str) -> Json:
@@ -111,7 +121,7 @@ def adversarial() -> Json:
 def result() -> Json:
     faults = read_json(RESULTS / "faults.json")
     return {
-        "audit": {level: audit_result(level) for level in LEVELS},
+        "audit": {level: audit_result(level) for level in (*LEVELS, RL_LEVEL) if audited(level)},
         "ablations": {name: ablation(name) for name in ABLATIONS},
         "data_efficiency": {str(n): {"real_success": rates("easy", m), "audit": audit_of("easy", m)} for n, m in DATA.items()},
         "training_luck": {**{name: luck(cells(*of)) for name, of in LUCK.items()}, "no_reasoning_first": luck(first_training())},
@@ -165,6 +175,11 @@ def main() -> int:
         for level in LEVELS:
             console.print(level, history_decides(level))
         return 0
+    wanted = {"--ablations": [*ABLATIONS.values(), *LUCK.values(), *UNSURE], "--data": [("easy", m) for m in DATA.values()]}
+    for word in wanted.keys() & sys.argv:
+        from benchmarks.grid import make
+
+        make((level, method, s) for level, method in wanted[word] for s in seeds_of(method))
     return publish("experience", table, missing(), result, "--check" in sys.argv)
 
 

@@ -3,22 +3,25 @@
     python -m benchmarks.grid easy grpo_dream 0 1 2          # cells of one method, for these seeds; finished ones are skipped
     python -m benchmarks.grid list                           # every cell of the tables: done, stale or missing
 
-A cell runs on one thread; run two processes side by side. Under ``benchmarks/work`` there is one warm start per (level, seed)
-and **one experience model per (level, variant), which all seeds share**: the spread over seeds holds none of its own. Killed
-cells go on where they were. Methods: ``base``, ``sft``, ``sft_all``, ``grpo_dream``, ``grpo_real``, and
-``grpo_dream+no_reasoning``, ``+no_retrieval``, ``+no_sheet``; about the experience model also those of ``EXPERIENCE_ROWS``:
-``grpo_dream+k3``, ``+best_first``, ``+history``, ``+no_history``, ``+generic_teacher``, ``+no_reasoning_cautious``, ``+real_frozen``,
-``+filtered``, ``+2k_steps`` to ``+40k_steps``, ``+reasoning_em1``, ``+no_reasoning_em1`` ...; without rewards ``dpo``, ``iwm``,
-``self_reflection``. On *hard* also ``ppo_dream`` and ``ppo_real``, and for both algorithms ``_s2r`` (the real environment after the
-dream, few steps) and ``_real_at_s2r_budget`` (no dream); on *mixed* the curricula of ``CURRICULUM_ROWS``; both only where their logs
-have been recorded (``benchmarks.ship``).
+A whole table's cells are made by the table's own command with ``--make``. A cell runs on one thread; run two processes side by side, of
+the same command too: what one of them makes, the other leaves or waits for. Under ``benchmarks/work`` there is one warm start per (level,
+seed) and **one experience model per (level, variant), which all seeds share**: the spread over seeds holds none of its own. Killed cells
+go on where they were. Methods: ``base``, ``sft``, ``sft_all``, ``grpo_dream``, ``grpo_real``, and ``grpo_dream+no_reasoning``,
+``+no_retrieval``, ``+no_sheet``; about the experience model also those of ``EXPERIENCE_ROWS``: ``grpo_dream+k3``, ``+best_first``,
+``+history``, ``+no_history``, ``+generic_teacher``, ``+no_reasoning_cautious``, ``+real_frozen``, ``+filtered``, ``+2k_steps`` to
+``+40k_steps``, ``+reasoning_em1``, ``+no_reasoning_em1`` ...; without rewards ``dpo``, ``iwm``, ``self_reflection``. On *hard* also
+``ppo_dream`` and ``ppo_real``, and for both algorithms ``_s2r`` (the real environment after the dream, few steps) and
+``_real_at_s2r_budget`` (no dream); on *mixed* the curricula of ``CURRICULUM_ROWS``; both only where their logs have been recorded
+(``benchmarks.ship``).
 """
 
+import fcntl
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,7 +201,7 @@ class Cell:
         """The warm start of this seed: limited demonstrations, or every success for ``sft_all``."""
         name = "sft_all" if self.method == "sft_all" else "sft" if self.view == "carried" else f"sft_{self.view}"
         folder = WORK / f"{self.level}-{name}-s{self.seed}-{config_hash({'sft': SFT[self.level], 'code': code_hash(self.level, 'warm')})}"
-        if not (folder / "config.json").exists():
+        if not (folder / "wall_s.json").exists():
             won = successes(self.logs)
             demos = won if name == "sft_all" else [e for e in won if e.behaviour == "expert"]
             fit = FitConfig(**SFT[self.level], seed=self.seed)
@@ -225,11 +228,15 @@ class Cell:
         return learn(shipped_base(self.level), tried, fit, folder), time.perf_counter() - start
 
     def timed(self, folder: Path, train: Callable[[], object]) -> None:
-        """Train into ``folder`` and note the seconds there; those of a killed process before it are lost."""
-        start = time.perf_counter()
-        drop_torn_checkpoints(folder / "checkpoints")
-        train()
-        write_json(folder / "wall_s.json", {"wall_s": round(time.perf_counter() - start, 1)})
+        """Train into ``folder``, where no other process has done so meanwhile, and last note the seconds there; those of a
+        killed process before it are lost."""
+        with alone(folder, wait=True):
+            if (folder / "wall_s.json").exists():
+                return
+            start = time.perf_counter()
+            drop_torn_checkpoints(folder / "checkpoints")
+            train()
+            write_json(folder / "wall_s.json", {"wall_s": round(time.perf_counter() - start, 1)})
 
     def prompt(self) -> ExperienceConfig:
         return ExperienceConfig(same_task=True, **prompt_of(self.level, self.method))
@@ -243,7 +250,7 @@ class Cell:
         fitted: dict[str, object] = {"fit": EXPERIENCE[self.level], "prompt": shown, "code": code_hash(self.level, "experience")}
         decided = config_hash(fitted | ({"writing": writing} if writing else {}))
         folder = WORK / f"{self.level}-experience-{name}-{decided}"
-        if not (folder / "config.json").exists():
+        if not (folder / "wall_s.json").exists():
             teacher = GenericTeacher() if row.get("teacher") == "generic" else self.adapter.teacher
             annotated = list(annotate(self.known, teacher))
             seen = ReplayBuffer()
@@ -386,6 +393,42 @@ def took(metrics: dict[str, float]) -> float:
     return metrics["rollout_s"] + metrics["update_s"] + metrics.get("write_s", 0.0)
 
 
+@contextmanager
+def alone(path: Path, wait: bool) -> Iterator[bool]:
+    """Holds the lock of what is made at ``path``, which ends with the process; whether it is held, where nobody waits for it."""
+    lock = path.with_name(f"{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def make(wanted: Iterable[tuple[str, str, int]]) -> None:
+    """The cells (level, method, seed) that are missing, one after another; those that another process is at are left to it."""
+    begin()
+    for level, method, seed in dict.fromkeys(wanted):
+        path = cell_path(level, method, seed)
+        with alone(WORK / path.stem, wait=False) as mine:
+            if mine and not path.exists():
+                Cell(level, method, seed).run()
+
+
+def begin() -> None:
+    """One thread, and no bars of other libraries. The code that this process has imported names its cells, whatever is edited meanwhile."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    transformers.utils.logging.disable_progress_bar()
+    for level in all_levels():
+        for kind in DECIDES:
+            code_hash(level, kind)
+
+
 def wall_s(folder: Path) -> float:
     """Seconds that a shared model took; 0 where none were noted."""
     path = folder / "wall_s.json"
@@ -406,15 +449,7 @@ def main(words: list[str]) -> None:
         return listing()
     if len(words) < 3 or words[0] not in all_levels() or words[1] not in methods(words[0]):
         sys.exit(__doc__)
-    import torch
-    import transformers
-
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    transformers.utils.logging.disable_progress_bar()
-    for kind in DECIDES:  # what this process has imported, whatever is edited while it trains
-        code_hash(words[0], kind)
-    for seed in map(int, words[2:]):
-        Cell(words[0], words[1], seed).run()
+    make((words[0], words[1], seed) for seed in map(int, words[2:]))
 
 
 if __name__ == "__main__":

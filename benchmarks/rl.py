@@ -1,22 +1,26 @@
 """``rl.json`` and its table: GRPO and PPO in the dream, for real, and for real after the dream, with the baselines beside them.
 
     python -m benchmarks.rl            # reads the cells of RL_METHODS on RL_LEVEL, writes benchmarks/results/rl.json
+    python -m benchmarks.rl --make     # makes the cells that are missing first (days of one core)
     python -m benchmarks.rl --check    # exit 1 where what is written differs from them
 
-It needs every cell of them (``python -m benchmarks.grid hard METHOD 0 1 2``) and names what is missing.
+It needs every cell of them and names what is missing.
 """
 
 import sys
+from collections.abc import Sequence
 from statistics import fmean
 
 from benchmarks.cells import ALGORITHMS, BUDGETED, RL_LEVEL, RL_METHODS, SEEDS, all_levels, cell_path
 from benchmarks.tables import Cell, cells, markdown, publish, rates, rows, spread
+from dreamgym.pipeline.play import LIVE
 from dreamgym.pipeline.stats import paired_interval
 
 LATENCIES = (0.0, 0.1, 1.0)
 """Seconds that one real step is said to cost, beside what it took here."""
 GOAL = 0.9
 """Share of the real arm's best probe success that counts as reached."""
+RISE = 0.02
 Json = dict[str, object]
 
 
@@ -61,19 +65,32 @@ def reached(cell: Cell, goal: float) -> dict[str, float] | None:
 
 
 def data_to_goal(algorithm: str) -> Json:
-    """Real transitions of RL, per seed, until the probes reach ``GOAL`` of the real arm's best; None where they never do,
-    and no ratio then.
+    """Real transitions of RL, per seed, until the probes reach ``GOAL`` of the real arm's best; None where they never do.
 
-    After the dream it takes none where the dream's policy is there already.
+    After the dream it takes none where the dream's policy is there already. A real arm's seed that never gets there counts with all
+    the steps that it took: the ratio is then an upper bound. There is none where a seed after the dream never does. Probes' own steps,
+    which every arm takes, are in ``probe_steps``.
     """
     real, dream, after = (cells(RL_LEVEL, f"{algorithm}_{how}") for how in ("real", "dream", "s2r"))
     goal = GOAL * fmean(map(best, real))
     in_reality = [_steps(reached(c, goal)) for c in real]
     in_dream = [0.0 if reached(c, goal) else None for c in dream]
     s2r = [0.0 if reached(d, goal) else _steps(reached(c, goal)) for d, c in zip(dream, after, strict=True)]
-    means = [fmean(n for n in arm if n is not None) for arm in (s2r, in_reality) if None not in arm]
-    ratio = means[0] / means[1] if len(means) == 2 else None
-    return {"goal": goal, "real": in_reality, "dream": in_dream, "s2r": s2r, "ratio_s2r": ratio}
+    at_least = fmean(n if n is not None else curve(c)[-1]["rl_steps"] for n, c in zip(in_reality, real, strict=True))
+    took = [n for n in s2r if n is not None]
+    ratio = fmean(took) / at_least if len(took) == len(s2r) else None
+    probes = {name: [curve(c)[-1]["probe_steps"] for c in arm] for name, arm in (("real", real), ("dream", dream), ("s2r", after))}
+    return {"goal": goal, "real": in_reality, "dream": in_dream, "s2r": s2r, "ratio_s2r": ratio, "probe_steps": probes}
+
+
+def full_budget(algorithm: str) -> Json:
+    """Whether the real arm was given all that it can use: its probe success rose by less than 2 points in the last quarter."""
+    rises = []
+    for cell in cells(RL_LEVEL, f"{algorithm}_real"):
+        probes = curve(cell)
+        end = probes[-1]["iteration"]
+        rises.append(probes[-1]["success"] - [p for p in probes if p["iteration"] <= 0.75 * end][-1]["success"])
+    return {"rise_in_last_quarter": rises, "full": fmean(rises) < RISE}
 
 
 def _steps(probe: dict[str, float] | None) -> float | None:
@@ -83,22 +100,30 @@ def _steps(probe: dict[str, float] | None) -> float | None:
 def time_to_equal(algorithm: str) -> Json:
     """Seconds, per seed, until the probes reach the same goal, where a real step costs so much more; probes' steps cost as much.
 
-    Those of the dream have the experience model's training in them. None where they never do.
+    Those of the dream have the experience model's training in them. ``serial``: real steps one after another; ``at_once``: ``LIVE``
+    episodes side by side, all always waiting, which is the least that it can be. None where they never do; a real arm's seed then
+    counts with all the time that it took, and the ratio is an upper bound.
     """
     real, dream = (cells(RL_LEVEL, f"{algorithm}_{how}") for how in ("real", "dream"))
     goal = GOAL * fmean(map(best, real))
     found: Json = {"goal": goal}
     for latency in LATENCIES:
-        seconds = {name: [_seconds(c, goal, latency) for c in arm] for name, arm in (("real", real), ("dream", dream))}
-        whole = {name: fmean(s for s in of if s is not None) for name, of in seconds.items() if None not in of}
-        ratio = whole["dream"] / whole["real"] if len(whole) == 2 else None
-        found[f"{latency:g}"] = {**seconds, "ratio": ratio}
+        found[f"{latency:g}"] = {
+            way: _compared([(c, goal) for c in dream], [(c, goal) for c in real], waited)
+            for way, waited in (("serial", latency), ("at_once", latency / LIVE))
+        }
     return found
 
 
-def _seconds(cell: Cell, goal: float, latency: float) -> float | None:
-    at = reached(cell, goal)
-    return None if at is None else sum(shared(cell).values()) + at["wall_s"] + latency * (at["rl_steps"] + at["probe_steps"])
+def _compared(dream: Sequence[tuple[Cell, float]], real: Sequence[tuple[Cell, float]], waited: float) -> Json:
+    ours, theirs = ([_seconds(c, reached(c, goal), waited) for c, goal in arm] for arm in (dream, real))
+    least = fmean(float(str(_seconds(c, reached(c, goal) or curve(c)[-1], waited))) for c, goal in real)
+    took = [s for s in ours if s is not None]
+    return {"dream": ours, "real": theirs, "ratio": fmean(took) / least if len(took) == len(ours) else None}
+
+
+def _seconds(cell: Cell, at: dict[str, float] | None, waited: float) -> float | None:
+    return None if at is None else sum(shared(cell).values()) + at["wall_s"] + waited * (at["rl_steps"] + at["probe_steps"])
 
 
 def pairs() -> dict[str, Json]:
@@ -138,8 +163,13 @@ def result() -> Json:
         "paired": pairs(),
         "data_to_90": {a: data_to_goal(a) for a in ALGORITHMS},
         "time_to_equal": {a: time_to_equal(a) for a in ALGORITHMS},
+        "full_budget": {a: full_budget(a) for a in ALGORITHMS},
     }
 
 
 if __name__ == "__main__":
+    if "--make" in sys.argv:
+        from benchmarks.grid import make
+
+        make((RL_LEVEL, m, s) for s in SEEDS for m in RL_METHODS)
     sys.exit(publish("rl", table, missing(), result, "--check" in sys.argv))

@@ -12,7 +12,8 @@ from benchmarks import curriculum, rl, tables
 def cell(*probes, shared=100.0):
     """A run with probes (success, real steps of RL, of probes, seconds)."""
     keys = ("success", "rl_steps", "probe_steps", "wall_s")
-    return {"curve": [dict(zip(keys, map(float, p), strict=True)) for p in probes], "shared_wall_s": {"sft": shared}}
+    curve = [{"iteration": 5.0 * n, **dict(zip(keys, map(float, p), strict=True))} for n, p in enumerate(probes, 1)]
+    return {"curve": curve, "shared_wall_s": {"sft": shared}}
 
 
 ARMS = {
@@ -47,13 +48,35 @@ def test_no_ratio_where_a_seed_never_reaches_the_goal(arms, monkeypatch):
 
 
 def test_time_to_equal_charges_real_steps_of_learning_and_of_probes(arms, monkeypatch):
-    assert rl.time_to_equal("grpo")["1"]["ratio"] is None
+    assert rl.time_to_equal("grpo")["1"]["serial"]["ratio"] is None
     monkeypatch.setitem(ARMS, "grpo_dream", [cell((0.9, 0, 100, 30), shared=400.0)] * 2)
     found = rl.time_to_equal("grpo")
-    assert found["0"]["real"] == [200.0, 140.0]
-    assert found["0"]["dream"] == [430.0, 430.0]
-    assert found["1"]["real"] == [200 + 2200, 140 + 1100]
-    assert found["1"]["ratio"] == pytest.approx(530 / 1820)
+    assert found["0"]["serial"]["real"] == found["0"]["at_once"]["real"] == [200.0, 140.0]
+    assert found["0"]["serial"]["dream"] == [430.0, 430.0]
+    assert found["1"]["serial"]["real"] == [200 + 2200, 140 + 1100]
+    assert found["1"]["serial"]["ratio"] == pytest.approx(530 / 1820)
+    assert found["1"]["at_once"]["real"] == [200 + 2200 / 64, 140 + 1100 / 64]
+
+
+def test_a_real_arm_that_never_gets_there_counts_with_all_that_it_took(arms, monkeypatch):
+    late = cell((0.5, 1000, 100, 60), (0.6, 2000, 200, 200))
+    monkeypatch.setitem(ARMS, "grpo_real", [cell((1.0, 1000, 100, 60)), late])
+    monkeypatch.setitem(ARMS, "grpo_dream", [cell((1.0, 0, 100, 30), shared=400.0)] * 2)
+    monkeypatch.setitem(ARMS, "grpo_s2r", [cell((1.0, 100, 100, 10))] * 2)
+    steps, time = rl.data_to_goal("grpo"), rl.time_to_equal("grpo")["1"]["serial"]
+    assert steps["real"] == [1000.0, None]
+    assert time["real"] == [100 + 60 + 1100, None]
+    assert time["ratio"] == pytest.approx((430 + 100) / ((100 + 60 + 1100 + 100 + 200 + 2200) / 2)), "an upper bound"
+
+
+def test_a_real_arm_that_still_learns_was_not_given_its_full_budget(arms, monkeypatch):
+    def learnt(*rates):
+        return cell(*((r, 0, 0, 0) for r in rates))
+
+    monkeypatch.setitem(ARMS, "grpo_real", [learnt(0.5, 0.8, 0.9, 0.91), learnt(0.5, 0.7, 0.8, 0.81)])
+    assert rl.full_budget("grpo") == {"rise_in_last_quarter": [pytest.approx(0.01)] * 2, "full": True}
+    monkeypatch.setitem(ARMS, "grpo_real", [learnt(0.5, 0.8, 0.9, 0.91), learnt(0.5, 0.6, 0.7, 0.8)])
+    assert not rl.full_budget("grpo")["full"]
 
 
 def test_games_of_the_pool_apart_by_kind():
