@@ -1,6 +1,8 @@
 """A run of policy learning ends where it should, by name, with its state saved, whatever its policy or dream say; its horizon grows."""
 
 import json
+import resource
+import signal
 import zlib
 
 import pytest
@@ -100,6 +102,34 @@ def test_after_the_dream_the_start_is_probed_and_kept_where_nothing_is_better(lo
     start = LocalLM.load(logged[1])
     assert all(torch.equal(a, b) for a, b in zip(kept.model.parameters(), start.model.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(run.lm.model.parameters(), start.model.parameters(), strict=True))
+
+
+def test_a_full_disk_tears_no_checkpoint_and_the_run_goes_on_as_if_nothing_had_been(logged, tmp_path):
+    def told(run):
+        metrics = []
+        run.run(lambda m: metrics.append({k: v for k, v in m.items() if not k.endswith("_s")}))
+        return metrics
+
+    whole = a_run(logged, tmp_path / "whole", {"iterations": 3}, VaultModel())
+    wanted = told(whole)
+    first = a_run(logged, tmp_path / "torn", {"iterations": 3}, VaultModel())
+    done, before, ignored = [], resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def full(metrics):
+        done.append(metrics)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # no weights fit any more
+
+    try:
+        with pytest.raises(Exception, match=r"File too large|os error 27|PytorchStreamWriter"):
+            first.run(full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert len(done) == 1
+    again = a_run(logged, tmp_path / "torn", {"iterations": 3}, VaultModel())
+    assert again.iteration == 1, "what was finished is kept"
+    assert told(again) == wanted[1:]
+    assert all(torch.equal(a, b) for a, b in zip(again.lm.model.parameters(), whole.lm.model.parameters(), strict=True))
 
 
 def test_a_run_that_was_killed_after_the_first_probe_does_not_probe_again(logged, tmp_path):

@@ -131,12 +131,15 @@ def fidelity_run(
         "facts_per_1000_steps": spurious(rows),
         "by_depth": _depths(episodes, tasks, adapter.cap, model),
         "asked_again": asked_again,
-        "theorem_1": {
-            which: {str(g): vars(theorem_1(epsilon_r[which], epsilon_p[which], g, 0.0)) for g in GAMMAS} for which in ("mean", "max")
-        },
+        "theorem_1": bounds(epsilon_r, epsilon_p),
         "judge": vars(opinion) | _charged(judge) if judge and opinion else None,
         "real_steps_audit": counter.total,
     }
+
+
+def bounds(epsilon_r: Mapping[str, float], epsilon_p: Mapping[str, float]) -> dict[str, dict[str, dict[str, object]]]:
+    """Theorem 1 for several gammas, by the epsilons' means and by their maxima."""
+    return {which: {str(g): vars(theorem_1(epsilon_r[which], epsilon_p[which], g, 0.0)) for g in GAMMAS} for which in ("mean", "max")}
 
 
 def _mean(values: Sequence[float]) -> float | None:
