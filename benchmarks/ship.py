@@ -27,7 +27,7 @@ from dreamgym.core.files import read_episodes, read_json, write_episodes, write_
 from dreamgym.core.types import Episode
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
 from dreamgym.envs.textworld.collect import DEMONSTRATIONS, Recorder
-from dreamgym.envs.textworld.env import look_at
+from dreamgym.envs.textworld.env import TextWorldEnv, look_at
 from dreamgym.envs.textworld.games import ONE_ROOM, parse_task_id
 from dreamgym.envs.textworld.panels import check_game, panels
 from dreamgym.lm.fit import FitConfig
@@ -71,7 +71,8 @@ def write_logs(level: str, episodes: list[Episode], recording: int, agent: int) 
 
 
 def record(level: str, part: int = 0, parts: int = 1) -> list[Path]:
-    """Every ``parts``-th game from ``part`` on into a file of its own under ``benchmarks/work``; games that have one are skipped.
+    """Every ``parts``-th game from ``part`` on into a file of its own under ``benchmarks/work``; games that have one are skipped, but
+    for a demonstration that was not asked for then.
 
     As ``TextWorldAdapter.collect`` does it, whose games do not depend on each other. Returns the files.
     """
@@ -79,10 +80,17 @@ def record(level: str, part: int = 0, parts: int = 1) -> list[Path]:
     games = list(enumerate(panels(level, "train")[:GAMES]))[part::parts]
     files = [WORK / f"logs-{level}" / f"{i}.jsonl.xz" for i, _ in games]
     for n, ((i, game), path) in enumerate(zip(games, files, strict=True), start=1):
-        if path.exists():
+        recorded = list(read_episodes(path)) if path.exists() else []
+        if recorded and (i >= demonstrated or recorded[0].behaviour == "expert"):
             continue
         check_game(game)
         counter = RealSteps()
+        if recorded:
+            recorder, env = Recorder(counter, 0, demonstrator, adapter.view, adapter.cap), TextWorldEnv(counter, adapter.view, adapter.cap)
+            shown = recorder.episode(env, recorded[0].task, "expert", demonstrator, branches=0, give_up=None)
+            write_json(steps_path(path), {"real_steps": int(str(read_json(steps_path(path))["real_steps"])) + counter.total})
+            write_episodes(path, [shown, *recorded])
+            continue
         task = look_at(*parse_task_id(game.task), "train", counter, adapter.view)
         recorder = Recorder(counter, 0, demonstrator, adapter.view, adapter.cap, longer=1 if level in ONE_ROOM else 2)
         episodes = list(recorder.game(task, demonstrate=i < demonstrated))
