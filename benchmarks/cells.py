@@ -116,6 +116,7 @@ EXPERIENCE_ROWS: dict[str, dict[str, Any]] = {
     "history": {"view": "current", "prompt": {"history": 8}, "fit": LONG},
     "no_history": {"view": "current"},
     "generic_teacher": {"teacher": "generic"},
+    "prompted": {"untrained": True},
     "no_reasoning_cautious": {"model": "no_reasoning", "prompt": {"reasoning": False}, "cautious": CAUTION},
     "real_frozen": {"model": "full", "enrichment": "real_frozen"},
     "filtered": {"model": "full", "enrichment": "filtered", "surprise": 0.25},
@@ -124,11 +125,11 @@ EXPERIENCE_ROWS: dict[str, dict[str, Any]] = {
     "no_reasoning_em1_cautious": {"model": "no_reasoning_em1", "prompt": {"reasoning": False}, "cautious": CAUTION, "seeds": (1,)},
     **{f"{n // 1000}k_steps": {"logged_steps": n, "whole_tasks": True, "epochs_at_most": 20.0} for n in (2_000, 10_000, 20_000, 40_000)},
 }
-"""Further rows about the experience model. ``view``: states without what closed containers were seen to hold, with and without
-the episode's last 8 steps in the prompt; policies are trained in the same view. ``model``: the experience model of that variant, here
-silent where its draws disagree. ``enrichment``: what of the dream comes into the buffer (else all that is valid). ``_em1``, ``_em2``:
-an experience model trained with another seed, for one policy seed each: how much of a row is the luck of that training. With fewer
-logged steps the epochs grow, so that the updates stay the same, up to ``epochs_at_most``."""
+"""Further rows about the experience model. ``view``: states without what closed containers were seen to hold, with and without the
+episode's last 8 steps in the prompt; policies are trained in the same view. ``model``: the experience model of that variant, here silent
+where its draws disagree. ``untrained``: the base language model is asked as it is. ``enrichment``: what of the dream comes into the
+buffer (else all that is valid). ``_em1``, ``_em2``: an experience model trained with another seed, for one policy seed each: how much of
+a row is the luck of that training. With fewer logged steps the epochs grow, so that the updates stay the same, up to ``epochs_at_most``."""
 CURRICULUM_ROWS: dict[str, dict[str, Any]] = {
     name: {"model": "full", "curriculum": how}
     for name, how in {

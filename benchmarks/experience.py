@@ -39,10 +39,11 @@ ABLATIONS = {
     "k3": ("easy", "grpo_dream+k3"),
     "best_first": ("easy", "grpo_dream+best_first"),
     "generic_teacher": ("easy", "grpo_dream+generic_teacher"),
+    "prompted": ("easy", "grpo_dream+prompted"),
 }
 """Each row's level and method. ``no_history`` stands beside ``history``: both see only what is visible now."""
 AGAINST = {"full_easy": "full_easy", "no_history": "history"}
-AGAINST |= dict.fromkeys(("no_reasoning_easy", "history", "k3", "best_first", "generic_teacher"), "full_easy")
+AGAINST |= dict.fromkeys(("no_reasoning_easy", "history", "k3", "best_first", "generic_teacher", "prompted"), "full_easy")
 """The row that a row is paired with; ``full`` for the others."""
 DATA = {n: f"grpo_dream+{n // 1000}k_steps" for n in (2_000, 10_000, 20_000, 40_000)}
 """Data efficiency on *easy*, by logged steps."""

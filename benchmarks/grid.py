@@ -8,9 +8,9 @@ the same command too: what one of them makes, the other leaves or waits for. Und
 seed) and **one experience model per (level, variant), which all seeds share**: the spread over seeds holds none of its own. Killed cells
 go on where they were. Methods: ``base``, ``sft``, ``sft_all``, ``grpo_dream``, ``grpo_real``, and ``grpo_dream+no_reasoning``,
 ``+no_retrieval``, ``+no_sheet``; about the experience model also those of ``EXPERIENCE_ROWS``: ``grpo_dream+k3``, ``+best_first``,
-``+history``, ``+no_history``, ``+generic_teacher``, ``+no_reasoning_cautious``, ``+real_frozen``, ``+filtered``, ``+2k_steps`` to
-``+40k_steps``, ``+reasoning_em1``, ``+no_reasoning_em1`` ...; without rewards ``dpo``, ``iwm``, ``self_reflection``. On *hard* also
-``ppo_dream`` and ``ppo_real``, and for both algorithms ``_s2r`` (the real environment after the dream, few steps) and
+``+history``, ``+no_history``, ``+generic_teacher``, ``+prompted``, ``+no_reasoning_cautious``, ``+real_frozen``, ``+filtered``,
+``+2k_steps`` to ``+40k_steps``, ``+reasoning_em1``, ``+no_reasoning_em1`` ...; without rewards ``dpo``, ``iwm``, ``self_reflection``. On
+*hard* also ``ppo_dream`` and ``ppo_real``, and for both algorithms ``_s2r`` (the real environment after the dream, few steps) and
 ``_real_at_s2r_budget`` (no dream); on *mixed* the curricula of ``CURRICULUM_ROWS``; both only where their logs have been recorded
 (``benchmarks.ship``).
 """
@@ -243,6 +243,9 @@ class Cell:
 
     def trained(self) -> LocalLM:
         """The experience model's weights, of this level and variant; the same for all seeds."""
+        if self.row.get("untrained"):
+            self.wall["experience"], self.weights = 0.0, fingerprint(shipped_base(self.level))
+            return LocalLM.load(shipped_base(self.level))
         name = self.row.get("model", variant_of(self.method))
         row = EXPERIENCE_ROWS.get(name, self.row)  # of the row whose model it is
         shown = VARIANTS.get(name, row)
