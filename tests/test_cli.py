@@ -440,7 +440,7 @@ def goes_on_in_another_run(run, following):
     assert "so the same tasks would come first; give another one" in other.stdout.replace("\n", " ")
     done = dreamgym("quickstart", *words, "seed=1", "experience.fit.epochs=1", "rl.iterations=1", "rl.audit_floor=0")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"of learning and probes in {run} and before" in done.stdout.replace("\n", " ")
+    assert f"of learning and probes in {run} and before".replace(" ", "") in "".join(done.stdout.split()), "a narrow console breaks paths"
     assert f"before (the policy of {run})" in (following / "report.html").read_text()
     old, now = (list(read_episodes(p / "logs.jsonl.xz")) for p in (run, following))
     met = [e for e in read_episodes(run / "s2r_run" / "episodes.jsonl") if e.valid]
