@@ -21,6 +21,7 @@ LATENCIES = (0.0, 0.1, 1.0)
 GOAL = 0.9
 """Share of the real arm's best probe success that counts as reached."""
 RISE = 0.02
+"""A real arm whose probe success rose by less in its last quarter has had its full budget."""
 Json = dict[str, object]
 
 

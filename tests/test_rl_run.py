@@ -12,15 +12,17 @@ torch = pytest.importorskip("torch", reason="needs the extra [train]")
 from vault_model import VaultModel  # noqa: E402
 
 from dreamgym.core.env import AHEAD, RealSteps  # noqa: E402
-from dreamgym.core.errors import TrainingError  # noqa: E402
+from dreamgym.core.errors import ConfigError, TrainingError  # noqa: E402
 from dreamgym.core.files import read_episodes  # noqa: E402
 from dreamgym.core.types import StopReason  # noqa: E402
 from dreamgym.experience.model import Prediction  # noqa: E402
 from dreamgym.lm.fit import FitConfig  # noqa: E402
 from dreamgym.lm.local import LocalLM  # noqa: E402
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
+from dreamgym.pipeline.config import Reinforcement  # noqa: E402
 from dreamgym.pipeline.learn import demonstration_trees, warm_start  # noqa: E402
 from dreamgym.pipeline.logs import tasks_of  # noqa: E402
+from dreamgym.pipeline.reinforce import check_budget  # noqa: E402
 from dreamgym.pipeline.rl_run import RLRun  # noqa: E402
 from dreamgym.rl.config import RLConfig  # noqa: E402
 from dreamgym.rl.context import StateContext  # noqa: E402
@@ -102,6 +104,14 @@ def test_after_the_dream_the_start_is_probed_and_kept_where_nothing_is_better(lo
     start = LocalLM.load(logged[1])
     assert all(torch.equal(a, b) for a, b in zip(kept.model.parameters(), start.model.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(run.lm.model.parameters(), start.model.parameters(), strict=True))
+
+
+def test_a_budget_that_probes_would_eat_is_refused():
+    check_budget(Reinforcement(real_budget=101, probe_every=1), 100)
+    check_budget(Reinforcement(probe_every=1), 100)
+    check_budget(Reinforcement(real_budget=5), 0)
+    with pytest.raises(ConfigError, match=r"real_budget: 100 .* does not bear a probe, which may take 100 real steps"):
+        check_budget(Reinforcement(real_budget=100, probe_every=1), 100)
 
 
 def test_a_full_disk_tears_no_checkpoint_and_the_run_goes_on_as_if_nothing_had_been(logged, tmp_path):

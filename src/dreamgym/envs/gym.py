@@ -33,6 +33,7 @@ except ImportError as e:
 Mapper = Callable[[str], State]
 T = TypeVar("T")
 PATIENCE = 600.0
+"""Seconds that an environment is waited for."""
 MAX_TEXT = 4096
 CHARSET = frozenset(string.printable)
 """What the declared text spaces hold. Other characters work too; only Gymnasium's checker objects to them."""

@@ -88,6 +88,9 @@ def _reinforce(
             share = f"{choose.synthetic:g} of rl.tasks: {how.tasks}"
             raise ConfigError(f"curriculum.synthetic: {share} is no whole task; raise one of them, or set it to 0")
         generator, achieved = task_generator(model, adapter, list(tasks.values()), wanted, seed)
+    probe = panel_tasks(adapter, "probe", config.evaluation.probe_games) if how.probe_every else []
+    if model is None:
+        check_budget(how, len(probe) * adapter.cap)
     clusters = clusters_of(tasks, choose.clusters, encoder_of(run), seed) if choose.clusters and how.advantage == "gae" else None
     acts = (context_of(config), config.policy.tokens)
     rl = RLRun(start, how, tasks, adapter, work, model, replay, counter, seed, *acts, ranks, choose, generator, achieved, clusters)
@@ -104,7 +107,6 @@ def _reinforce(
             shown = f"{name} {source} reward {m.get('reward', math.nan):.2f} invalid {m['invalid']:.2f}"
             progress.update(task, advance=1, description=shown)
 
-        probe = panel_tasks(adapter, "probe", config.evaluation.probe_games) if how.probe_every else ()
         lm = rl.run(report, probe, how.probe_every, config.evaluation.temperature, how.patience, first)
     if rl.ended == "budget":
         used = f"{counter.total} used, {rl.iteration} iterations"
@@ -127,6 +129,15 @@ def _reinforce(
         **({"write_s": sum(m.get("write_s", 0.0) for m in metrics)} if generator is not None else {}),
         **spent,
     }
+
+
+def check_budget(how: Reinforcement, probe: int) -> None:
+    """Raises ``ConfigError`` where one probe may use up all real steps, ``probe`` of them at most, so that none are left to learn from."""
+    if how.real_budget is not None and probe >= how.real_budget:
+        raise ConfigError(
+            f"real_budget: {how.real_budget} (rl or s2r) does not bear a probe, which may take {probe} real steps; raise it, lower"
+            " evaluation.probe_games, or set probe_every to 0"
+        )
 
 
 def _dream(run: Run, ranks: Ranks) -> tuple[ExperienceModel, Enriched | Followed | None]:
