@@ -11,7 +11,7 @@ import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks.cells import HERE, commit
+from benchmarks.cells import HERE, commit, measure_code
 from benchmarks.grid import Cell
 from dreamgym.core.env import RealSteps
 from dreamgym.core.files import write_json
@@ -43,7 +43,8 @@ def main(level: str) -> None:
     without = attack_run(alone, cell.adapter, won, counter).result()
     shown = {k: without[k] for k in ("granted", "due_granted", "granted_by_kind", "examples")}
     result = {"level": level, "games": len(won), **found, "without_precedent": shown, "real_steps_audit": counter.total}
-    write_json(HERE / "results" / f"adversarial-{level}.json", {**result, "commit": commit(), "versions": versions()})
+    named = {"code": measure_code("adversarial", level), "commit": commit(), "versions": versions()}
+    write_json(HERE / "results" / f"adversarial-{level}.json", {**result, **named})
     for name, value in result.items():
         print(f"{name:20} {value}")
 

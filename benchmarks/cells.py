@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import subprocess
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,13 @@ SEVERAL_ROOMS = (
     "pipeline/player.py",
 )
 """And on the levels beside ``LEVELS``."""
+
+MEASURES = {
+    "fidelity": ("experience/fidelity.py", "pipeline/fidelity.py"),
+    "adversarial": ("experience/attacks.py", "pipeline/attack.py"),
+    "faults": ("endpoint/*.py", "experience/chat.py", "experience/endpoint.py", "core/lockstep.py", "rl/rollout.py"),
+}
+"""Code of the result files beside the grid: what measures an experience model of it, and the client that meets faults."""
 
 VARIANTS = {"full": {}, "no_reasoning": {"reasoning": False}, "no_retrieval": {"k": 0}, "no_sheet": {"sheet": False}}
 """What the experience model is shown and says, by ablation."""
@@ -216,19 +224,30 @@ def code_hash(level: str, kind: str) -> str:
 def own_hash(level: str, kind: str) -> str:
     """Of the deciding modules without docstrings, and of the level's data, as they were when the process began."""
     digest = hashlib.blake2b(digest_size=5)
-    for pattern in DECIDES[kind] + (() if level in LEVELS else SEVERAL_ROOMS):
-        for path in sorted(SOURCE.glob(pattern)):
-            tree = ast.parse(path.read_text())
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                    node.body = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))] or [
-                        ast.Pass()
-                    ]
-            digest.update(ast.dump(tree).encode())
+    for text in _code(DECIDES[kind] + (() if level in LEVELS else SEVERAL_ROOMS)):
+        digest.update(text)
     digest.update(json.dumps(read_json(SOURCE / "data" / "panels.json")[level]).encode())
     digest.update(logs_of(level).read_bytes())
     for part in ("model.safetensors", "tokenizer.json", "config.json"):
         digest.update((shipped_base(level) / part).read_bytes())
+    return digest.hexdigest()
+
+
+def _code(patterns: Iterable[str]) -> Iterator[bytes]:
+    """Modules without docstrings and comments."""
+    for path in (path for pattern in patterns for path in sorted(SOURCE.glob(pattern))):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                node.body = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))] or [ast.Pass()]
+        yield ast.dump(tree).encode()
+
+
+def measure_code(name: str, level: str | None = None) -> str:
+    """What a file of ``MEASURES`` depends on: the code that measures and, with ``level``, that of the models measured."""
+    digest = hashlib.blake2b(code_hash(level, "grpo_dream").encode() if level else b"", digest_size=5)
+    for text in _code(MEASURES[name]):
+        digest.update(text)
     return digest.hexdigest()
 
 

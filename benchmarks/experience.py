@@ -13,7 +13,7 @@ It needs the cells of ``ABLATIONS``, ``DATA``, ``LUCK`` and ``UNCERTAINTY`` and 
 import sys
 from statistics import fmean
 
-from benchmarks.cells import HERE, LEVELS, RL_LEVEL, all_levels, cell_path, logs_of, seeds_of
+from benchmarks.cells import HERE, LEVELS, RL_LEVEL, all_levels, cell_path, logs_of, measure_code, seeds_of
 from benchmarks.tables import Cell, audit_of, cells, console, markdown, publish, rates, rows, spread
 from dreamgym.core.files import read_json
 from dreamgym.core.state import entity
@@ -61,11 +61,16 @@ Json = dict[str, object]
 
 
 def missing() -> list[str]:
-    """Cells and files that are not there."""
+    """Cells and files that are not there, or were made by other code."""
     wanted = [*ABLATIONS.values(), *(("easy", m) for m in DATA.values()), *UNSURE, *LUCK.values()]
     absent = [f"{lv} {method} seed {s}" for lv, method in wanted for s in seeds_of(method) if not cell_path(lv, method, s).exists()]
-    files = [f"{name}-{level}.json" for name in ("fidelity", "adversarial") for level in LEVELS] + ["faults.json"]
-    return absent + [name for name in files if not (RESULTS / name).exists()]
+    measured = {f"{name}-{level}.json": measure_code(name, level) for name in ("fidelity", "adversarial") for level in LEVELS}
+    for name, code in {**measured, "faults.json": measure_code("faults")}.items():
+        if not (RESULTS / name).exists():
+            absent.append(name)
+        elif read_json(RESULTS / name).get("code") != code:
+            absent.append(f"{name} (stale)")
+    return absent
 
 
 def audit_result(level: str) -> Json:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import TypeVar
 
-from benchmarks.cells import HERE, commit
+from benchmarks.cells import HERE, commit, measure_code
 from benchmarks.loopback import FAULTS, RETRY_AFTER_S, LoopbackServer, from_logs
 from dreamgym.core.files import read_episodes, write_json
 from dreamgym.core.types import Episode
@@ -101,6 +101,7 @@ def main() -> None:
         "faults": {k: server.injected[k] for k in FAULTS},
         "concurrency": CONCURRENCY,
         "latency_s": LATENCY_S,
+        "code": measure_code("faults"),
         "commit": commit(),
         "versions": versions(),
     }

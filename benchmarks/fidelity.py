@@ -1,7 +1,6 @@
 """The long audit of an experience model of the grid, over eight policies, four of them checkpoints of dream training.
 
     python -m benchmarks.fidelity easy            # writes benchmarks/results/fidelity-easy.json
-    python -m benchmarks.fidelity easy --bounds   # what Theorem 1 makes of the epsilons written there, anew
 
 Policies: the four scripted cooks, and the policy of seed 0 at the start, one third, two thirds and the end of its GRPO run (run anew
 here, to have the checkpoints; killed, it goes on). 150 test games, each played twice by each policy, for real and in the dream.
@@ -12,24 +11,18 @@ import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks.cells import GRPO, HERE, WORK, cell_path, commit
+from benchmarks.cells import GRPO, HERE, WORK, cell_path, commit, measure_code
 from benchmarks.grid import Cell, console
-from dreamgym.core.files import read_json, write_json
+from dreamgym.core.files import write_json
 from dreamgym.curriculum.config import SamplerConfig
 from dreamgym.experience.fidelity import local_draws
 from dreamgym.experience.model import LocalExperienceModel
 from dreamgym.lm.local import LocalLM
-from dreamgym.pipeline.fidelity import bounds, fidelity_run
+from dreamgym.pipeline.fidelity import fidelity_run
 from dreamgym.pipeline.results import versions
 from dreamgym.pipeline.rl_run import RLRun
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.rl.config import RLConfig
-
-
-def bounds_again(level: str) -> None:
-    path = HERE / "results" / f"fidelity-{level}.json"
-    found = read_json(path)
-    write_json(path, {**found, "theorem_1": bounds(found["epsilon_r"], found["epsilon_p"])})  # type: ignore[arg-type]
 
 
 def main(level: str) -> None:
@@ -55,12 +48,12 @@ def main(level: str) -> None:
     judge = LocalExperienceModel(model.lm, prompt, frozen.snapshot(), cell.wins)
     draw = local_draws(model.lm, prompt, frozen.snapshot(), cell.wins)
     found = fidelity_run(cell.audit_config(), cell.adapter, judge, draw, cell.logs, policies, list(marks.values()))
-    write_json(HERE / "results" / f"fidelity-{level}.json", {"level": level, **found, "commit": commit(), "versions": versions()})
+    named = {"code": measure_code("fidelity", level), "commit": commit(), "versions": versions()}
+    write_json(HERE / "results" / f"fidelity-{level}.json", {"level": level, **found, **named})
     for name, value in found.items():
         if name != "by_depth":
             console.print(f"{name:24} {value}")
 
 
 if __name__ == "__main__":
-    words = [w for w in sys.argv[1:] if w != "--bounds"] or ["easy"]
-    (bounds_again if "--bounds" in sys.argv else main)(words[0])
+    main(sys.argv[1] if len(sys.argv) > 1 else "easy")

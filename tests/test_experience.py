@@ -1,5 +1,6 @@
 """Kinds of steps, what the experience model is trained on, and what the base language model learns from."""
 
+import numpy as np
 import pytest
 
 from dreamgym.core.env import Step
@@ -11,7 +12,7 @@ from dreamgym.experience.kinds import StepKinds
 
 pytest.importorskip("torch")
 from dreamgym.experience.audit import replay_success
-from dreamgym.experience.base import base_trees, log_texts
+from dreamgym.experience.base import base_trees, log_texts, recalled
 from dreamgym.experience.model import LocalExperienceModel, Prediction, check, held
 from dreamgym.experience.prompt import ExperienceConfig, Request
 from dreamgym.experience.sft import RepeatConfig, sft_trees, target
@@ -100,14 +101,27 @@ def test_rare_kinds_are_repeated_and_no_tree_holds_a_step_twice(episode: Episode
 
 def test_the_base_learns_what_commands_do_but_not_which_are_chosen(episode: Episode):
     texts = log_texts([episode], {"t/1": TASK}, seed=0)
-    pairs = [c for continuations in texts.values() for c in continuations]
+    pairs = [c for continuations in texts.values() for c in continuations if c[0][:6] not in (" @task", " @stat")]
     assert len(pairs) == 7 + 3  # every step forwards, those that changed something also backwards
-    lm = lm_of([a + b for a, b in pairs] + list(texts))
+    lm = lm_of([a + b for continuations in texts.values() for a, b in continuations] + list(texts))
     for tree in base_trees(lm, texts, seed=0):
         for s in tree.segments:
             given, learned = lm.decode(s.ids[: -s.trained]), lm.decode(s.ids[-s.trained :])
+            if given[:6] in (" @task", " @stat"):
+                continue
             assert ("@do" in given) != ("@do" in learned)
             assert "@do" in given or "@add" in given or "@del" in given, "an action is learned from a change only"
+
+
+def test_the_base_is_asked_what_task_and_state_say_of_a_thing():
+    state = ("[counter] red_potato: raw uncut", "[kitchen] you: here", "[table] pork_chop: raw uncut")
+    asked = list(recalled("cook pork_chop fried diced and red_potato roasted chopped", state, np.random.default_rng(0)))
+    assert asked[:2] == [(" @task pork_chop", " fried diced"), (" @task red_potato", " roasted chopped")]
+    said = {" @state red_potato": " counter raw uncut", " @state you": " kitchen here", " @state pork_chop": " table raw uncut"}
+    assert len(asked) == 4
+    assert set(asked[2:]) < set(said.items())
+    alone = recalled("eat lime", ("[room] lime: fresh",), np.random.default_rng(0))
+    assert list(alone) == [(" @state lime", " room fresh")], "the task says nothing after it"
 
 
 def test_an_answer_is_remembered_until_the_snapshot_changes_and_belongs_to_its_question():

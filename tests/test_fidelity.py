@@ -22,6 +22,7 @@ from dreamgym.experience.fidelity import (
     calibration,
     could_end,
     done_accuracy,
+    facts_over_episodes,
     invalid_actions,
     ranks,
     reward_error,
@@ -113,6 +114,22 @@ def test_an_invalid_step_agrees_with_nothing():
     assert by_depth([e.model_copy(update={"transitions": (quiet,)})], [dreamt])[0]["agree"] == 0.0
 
 
+def test_facts_that_change_without_a_cause_are_counted_over_the_episode():
+    e = an_episode()
+    assert facts_over_episodes([e], [e]) == {"episodes": 1, "without_any": 1.0, "changed_without_cause": 0.0}
+    first = e.transitions[0]
+    quiet = first.model_copy(update={"action": "look", "removed": (), "added": ()})
+    odd = quiet.model_copy(update={"removed": (EGG,)})
+    named = odd.model_copy(update={"action": f"eat {EGG.partition('] ')[2].partition(':')[0]}"})
+    invalid = odd.model_copy(update={"reward": None})
+    really = e.model_copy(update={"transitions": (quiet, quiet, quiet)})
+    asked = e.model_copy(update={"transitions": (named.model_copy(update={"removed": ()}), quiet, quiet)})
+    dreamed = e.model_copy(update={"transitions": (quiet, odd, invalid)})
+    found = facts_over_episodes([really, asked], [dreamed, asked.model_copy(update={"transitions": (named, quiet, quiet)})])
+    assert found == {"episodes": 2, "without_any": 0.5, "changed_without_cause": 1000 / 5}
+    assert facts_over_episodes([], [])["without_any"] is None
+
+
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20))
 def test_ranks_keep_order_and_sum(values):
     r = ranks(values)
@@ -180,6 +197,7 @@ def test_the_long_audit_of_a_model_that_knows_the_rules_finds_nothing():
     assert found["asked_again"]["same"] > 0
     assert found["asked_again"]["other"] == found["asked_again"]["unusable"] == 0
     assert all(row["agree"] == 1.0 for row in found["by_depth"])
+    assert found["facts_over_episodes"] == {"episodes": 48, "without_any": 1.0, "changed_without_cause": 0.0}
     assert found["real_steps_audit"] > sum(row["n"] for row in found["by_depth"])
 
 

@@ -274,6 +274,9 @@ LONG = {
     "calibration": {"ece": 0.05, "n": 20, "bins": [{"confidence": 0.9, "won": 1.0, "n": 20}]},
     "epsilon_r": {"mean": 0.01, "max": 1.0}, "epsilon_p": {"mean": 0.03, "max": 1.0, "sampled": 0.1},
     "facts_per_1000_steps": {"changed_without_cause": 1.5, "left_unchanged": 2.5, "contradictions": 0.0},
+    "facts_over_episodes": {"episodes": 16, "without_any": 0.875, "changed_without_cause": 2.0},
+    "invalid_actions": {"precision": 0.96, "recall": 0.91, "n": 40},
+    "optimism_by_policy": {"expert": {"difference": -0.125, "low": -0.25, "high": 0.0}, "<lost>": None},
     "by_depth": [{"depth": d, "n": 16, "agree": 1 - d / 40} for d in range(1, 21)],
     "asked_again": {"same": 30, "other": 1, "unusable": 0},
     "theorem_1": {"mean": {"0.9": {"says": "Vacuous: it subtracts 9."}}, "max": {}}, "judge": None,
@@ -294,6 +297,10 @@ def test_the_long_audit_and_the_attacks_are_shown_where_they_ran(full_run: Path)
     text = text_of(page)
     assert "Rank correlation (Spearman) –" in text
     assert "Asked again 30 / 1" in text
+    assert "Futile actions, precision 0.96" in text
+    assert "Futile actions, recall 0.91 of 40 steps" in text
+    assert "Episodes in which facts last 0.875 share of 16 replayed episodes" in text
+    assert re.search(r"expert .* real 100 % .12\.5 points \(.25\.0 \.\. 0\)", text)
     assert "γ = 0.9 Vacuous: it subtracts 9." in text
     assert "300 attacks of 30 kinds, staged in real wins of 12 games: 1 granted" in text
     assert "role <play> 1" in text

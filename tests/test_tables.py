@@ -6,7 +6,9 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra [train]")
 
-from benchmarks import curriculum, rl, tables
+from benchmarks import curriculum, experience, rl, tables
+from benchmarks.cells import measure_code
+from dreamgym.core.files import write_json
 
 
 def cell(*probes, shared=100.0):
@@ -97,3 +99,12 @@ def test_a_written_result_that_differs_from_its_cells_is_found(tmp_path, monkeyp
     assert "differs from its cells" in capsys.readouterr().out
     assert tables.publish("x", str, ["easy sft seed 2"], lambda: found, checking=True) == 1, "its cells are gone"
     assert "easy sft seed 2" in capsys.readouterr().out
+
+
+def test_a_measurement_made_by_other_code_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(experience, "RESULTS", tmp_path)
+    assert "faults.json" in experience.missing()
+    for code, named in ((measure_code("faults"), False), ("0", True)):
+        write_json(tmp_path / "faults.json", {"code": code})
+        assert ("faults.json (stale)" in experience.missing()) is named
+    assert measure_code("fidelity", "easy") != measure_code("fidelity", "standard"), "the models are others"

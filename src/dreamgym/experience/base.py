@@ -4,13 +4,19 @@ It reads instruction, (half of the time) world sheet and state, and then each lo
 came of it, and, where something changed, what came of it and what had been done (inverse dynamics, as in arXiv 2206.11795
 §3). No reasoning, no success labels beyond the logged outcome. So it knows what commands do and what they are called, as a
 pretrained LLM does; what the explorers chose to do in a state it is not asked to learn. Policy and experience model are fine-tuned from it.
+
+After each world it is also asked what task and state say of a thing. Where a prompt names many things, looking one up is what a
+pretrained LLM brings along and a tiny one has not found by itself (docs/learning.md).
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from dreamgym.core.grammar import render_action, render_outcome, render_world
+import numpy as np
+
+from dreamgym.core.grammar import escape, render_action, render_line, render_outcome, render_world
 from dreamgym.core.seeding import keyed_rng
+from dreamgym.core.state import State
 from dreamgym.core.types import Episode, Task
 from dreamgym.experience.sft import requests_of
 from dreamgym.lm.local import LocalLM
@@ -18,20 +24,37 @@ from dreamgym.lm.packing import Segment, Tree
 
 Continuation = tuple[str, str]
 """What is given, and what is learned from it."""
+SAID_OF_IT = 2
+"""Words of the task after a thing's name that are asked for."""
+RECALLED_LINES = 2
+"""Lines of each state that are asked for."""
 
 
 def log_texts(episodes: Iterable[Episode], tasks: dict[str, Task], seed: int) -> dict[str, list[Continuation]]:
-    """World texts, each with the continuations that were logged from it."""
+    """World texts, each with the continuations that were logged from it, and with what it says of some things."""
     worlds: dict[str, list[Continuation]] = defaultdict(list)
     for episode in episodes:
         for request, t in requests_of(episode, tasks[episode.task.id]):
             sheet = request.sheet if keyed_rng(seed, "sheet", request.task, *request.state).random() < 0.5 else ()
             world = " " + render_world(request.instruction, sheet, (), request.state)
             done, came = f" {render_action(t.action)}", f" {render_outcome(t.change, t.outcome)}"
+            if world not in worlds:
+                worlds[world] += recalled(request.instruction, request.state, keyed_rng(seed, "recall", request.task, *request.state))
             worlds[world].append((done, came))
             if t.change:
                 worlds[world].append((came, done))
     return worlds
+
+
+def recalled(instruction: str, state: State, rng: np.random.Generator) -> Iterator[Continuation]:
+    """Of every thing that instruction and state both name, the words after it in the instruction; of some, what their line says."""
+    lines = [render_line(s).split(" ") for s in state]
+    things, words = {first for first, *_ in lines}, escape(instruction).split(" ")
+    for i, word in enumerate(words[:-1]):
+        if word in things:
+            yield f" @task {word}", " " + " ".join(words[i + 1 : i + 1 + SAID_OF_IT])
+    for i in sorted(rng.permutation(len(lines))[:RECALLED_LINES]):
+        yield f" @state {lines[i][0]}", " " + " ".join(lines[i][1:])
 
 
 def base_trees(lm: LocalLM, texts: dict[str, list[Continuation]], seed: int) -> list[Tree]:

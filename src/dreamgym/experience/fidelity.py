@@ -202,6 +202,29 @@ def by_depth(real: Sequence[Episode], dreamed: Sequence[Episode]) -> list[dict[s
     return table
 
 
+def facts_over_episodes(real: Sequence[Episode], dreamed: Sequence[Episode]) -> dict[str, float | int | None]:
+    """Whether facts last over whole dreamed episodes (pairs as in ``by_depth``): a thing's line changes without cause where the same
+    step really changed nothing of it and the action does not name it.
+
+    Returns the episodes, the share of them without any such change, and such changes per 1000 dreamed steps; None without episodes.
+    """
+    steps, changes = 0, []
+    for r, d in zip(real, dreamed, strict=True):
+        found = 0
+        for really, said in zip(r.transitions, d.transitions, strict=False):
+            if said.reward is None:
+                break
+            steps += 1
+            changed, due = ({entity(s) for s in (*t.removed, *t.added)} for t in (said, really))
+            found += sum(thing not in really.action.split() for thing in changed - due)
+        changes.append(found)
+    return {
+        "episodes": len(changes),
+        "without_any": sum(n == 0 for n in changes) / len(changes) if changes else None,
+        "changed_without_cause": 1000 * sum(changes) / steps if steps else None,
+    }
+
+
 def _at(e: Episode, depth: int) -> object:
     t = e.transitions[depth - 1]
     return _after(t) if t.reward is not None else e.stop

@@ -22,6 +22,7 @@ from dreamgym.experience.fidelity import (
     calibration,
     could_end,
     done_accuracy,
+    facts_over_episodes,
     invalid_actions,
     judged,
     reward_error,
@@ -108,6 +109,7 @@ def fidelity_run(
     ending = could_end(rows, logs)
     opinion = judge_steps(judge, [r.episode for played in dreamed.values() for r in played], JUDGED, seed) if judge else None
     epsilon_r, epsilon_p = reward_error(rows), total_variation(rows)
+    pairs_played = _played_in_the_dream(episodes, tasks, adapter.cap, model)
     return {
         "panel": panel,
         "games": len(games),
@@ -129,15 +131,16 @@ def fidelity_run(
         "steps_wrong": sum(not r.right for r in rows),
         "invalid_actions": invalid_actions(rows),
         "facts_per_1000_steps": spurious(rows),
-        "by_depth": _depths(episodes, tasks, adapter.cap, model),
+        "facts_over_episodes": facts_over_episodes(*pairs_played),
+        "by_depth": by_depth(*pairs_played),
         "asked_again": asked_again,
-        "theorem_1": bounds(epsilon_r, epsilon_p),
+        "theorem_1": _bounds(epsilon_r, epsilon_p),
         "judge": vars(opinion) | _charged(judge) if judge and opinion else None,
         "real_steps_audit": counter.total,
     }
 
 
-def bounds(epsilon_r: Mapping[str, float], epsilon_p: Mapping[str, float]) -> dict[str, dict[str, dict[str, object]]]:
+def _bounds(epsilon_r: Mapping[str, float], epsilon_p: Mapping[str, float]) -> dict[str, dict[str, dict[str, object]]]:
     """Theorem 1 for several gammas, by the epsilons' means and by their maxima."""
     return {which: {str(g): vars(theorem_1(epsilon_r[which], epsilon_p[which], g, 0.0)) for g in GAMMAS} for which in ("mean", "max")}
 
@@ -201,8 +204,10 @@ async def _again(e: Episode, at: int, adapter: Adapter, counter: RealSteps) -> T
     return twin.transitions[at]
 
 
-def _depths(episodes: Sequence[Episode], tasks: dict[str, Task], cap: int, model: ExperienceModel) -> list[dict[str, float]]:
-    """Agreement by depth of the real episodes' actions, played in the dream."""
+def _played_in_the_dream(
+    episodes: Sequence[Episode], tasks: dict[str, Task], cap: int, model: ExperienceModel
+) -> tuple[list[Episode], list[Episode]]:
+    """Real episodes, and what the dream makes of the same actions."""
     number: dict[str, int] = {}
     seated: dict[tuple[str, int], Episode] = {}
     for e in episodes:
@@ -212,5 +217,4 @@ def _depths(episodes: Sequence[Episode], tasks: dict[str, Task], cap: int, model
         number[e.task.id] = member + 1
         seated[(e.task.id, member)] = e
     seats = [Seat(tasks[task], member, 0) for task, member in seated]
-    dreamed = [r.episode for r in play_dream(Replayed(seated), model, cap, seats)]
-    return by_depth(list(seated.values()), dreamed)
+    return list(seated.values()), [r.episode for r in play_dream(Replayed(seated), model, cap, seats)]

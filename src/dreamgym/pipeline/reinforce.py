@@ -39,8 +39,11 @@ def train_policy(run: Run, ranks: Ranks = ALONE) -> dict[str, object]:
     finally:
         if replay is not None:
             replay.buffer.close()
+    spent = {k: v for k, v in found.items() if isinstance(v, float)}
     if config.experience.endpoint:
-        found |= remote_costs(model, config.experience.endpoint, {k: v for k, v in found.items() if isinstance(v, float)})
+        found |= remote_costs(model, config.experience.endpoint, spent)
+    if (opinion := config.experience.second_opinion) and opinion.judge:
+        found["judge_usd"] = opinion.judge.usd(spent.get("judge_tokens_in", 0.0), spent.get("judge_tokens_out", 0.0))
     return found
 
 

@@ -328,6 +328,8 @@ def long_audit(run: Run) -> Summary:
     panel, judge = run.config.evaluation.panel, run.config.evaluation.judge
     chat = server(judge) if judge else None
     found = fidelity_run(run.config, adapter, model, draws(model, retrieval), logs, policies, trained, panel, judge=chat)
+    if judge and chat:
+        found["judge_usd"] = judge.usd(chat.counts["tokens_in"], chat.counts["tokens_out"])
     write_json(run.path("fidelity.json"), found)
     return {k: v for k, v in found.items() if isinstance(v, int | float)}
 

@@ -19,15 +19,24 @@ def long_audit_view(found: Json | None) -> Json | None:
     """Charts and rows for the template; None where the long audit has not run. ``KeyError`` names a field that is not there."""
     if found is None:
         return None
-    calibration, facts = found["calibration"], found["facts_per_1000_steps"]
+    calibration, facts, lasting = found["calibration"], found["facts_per_1000_steps"], found["facts_over_episodes"]
+    futile = found["invalid_actions"]
     rows = [(title, found[key], why) for title, key, why in FIGURES]
     rows += [
+        ("Futile actions, precision", futile["precision"], "of the steps that the model says change nothing, the share that do"),
+        ("Futile actions, recall", futile["recall"], f"of {futile['n']} steps that change nothing, the share that the model says so of"),
         ("Calibration error (ECE)", calibration["ece"], f"of the share of draws that say won, on {calibration['n']} steps that could end"),
         ("Reward error, mean", found["epsilon_r"]["mean"], "|real - predicted| reward of a step; an invalid step counts 1"),
         ("Total variation, mean", found["epsilon_p"]["mean"], "between real and predicted next states; invalid is a state of its own"),
         ("Changed without cause", facts["changed_without_cause"], "things per 1000 steps that the model changes and reality does not"),
         ("Left unchanged", facts["left_unchanged"], "the reverse, per 1000 steps"),
         ("Contradictions", facts["contradictions"], "replies per 1000 steps that do not fit the state"),
+        (
+            "Episodes in which facts last",
+            lasting["without_any"],
+            f"share of {lasting['episodes']} replayed episodes without a thing that changes while the action does not name it and reality "
+            "leaves it alone",
+        ),
     ]
     return {"found": found, "rows": rows, "charts": [depth_chart(found), calibration_chart(found), policy_chart(found)]}
 
