@@ -33,35 +33,20 @@ from dreamgym.envs.textworld.realise import solved
 from dreamgym.experience.model import ExperienceModel, LocalExperienceModel
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.config import Curriculum
+from dreamgym.pipeline.fidelity import Replayed
 from dreamgym.pipeline.play import play_dream, seats_for
 from dreamgym.pipeline.player import task_generator
 from dreamgym.pipeline.results import versions
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.replay.contract import Retrieval
-from dreamgym.rl.context import Turn
 from dreamgym.rl.credit import episode_return
-from dreamgym.rl.policy import Policy, Sample
+from dreamgym.rl.policy import Policy
 from dreamgym.rl.rollout import Rollout, Seat
 
 TASKS, GROUP, WANTED, ROUNDS = 200, 4, 200, 20
 PARENTS = 32
 """Tasks varied in a round."""
 Groups = dict[str, list[Rollout]]
-
-
-class Again:
-    """Takes the actions that were taken before."""
-
-    def __init__(self, played: Sequence[Rollout]) -> None:
-        self.actions = {(r.episode.task.id, r.episode.member): [s.action for s in r.samples] for r in played}
-
-    def act(self, turns: Sequence[Turn]) -> list[Sample]:
-        said = []
-        for turn in turns:
-            _, _, task, member, step = turn.key
-            actions = self.actions[str(task), int(member) % GROUP]
-            said.append(Sample((), (), (), actions[int(step)] if int(step) < len(actions) else "look"))
-        return said
 
 
 def groups(played: Sequence[Rollout]) -> Groups:
@@ -82,9 +67,10 @@ def simulators_share(
 ) -> float:
     """Variance of an episode's reward when its actions are taken again under other keys, over the variance inside groups; unbiased both,
     means over all episodes and groups. A greedy experience model answers a question as before: then it is 0, and that is the point."""
-    seats = [Seat(tasks[r.episode.task.id], r.episode.member + GROUP * n, 1 + n, 1 + n) for r in played for n in (1, 2)]
+    seated = {(r.episode.task.id, r.episode.member + GROUP * n): r.episode for r in played for n in (1, 2)}
+    seats = [Seat(tasks[task], member, 1 + member // GROUP, 1 + member // GROUP) for task, member in seated]
     model.use(retrieval)  # what it answered is forgotten
-    again = groups(play_dream(Again(played), model, cap, seats))
+    again = groups(play_dream(Replayed(seated), model, cap, seats))
     noise, whole = [], []
     for name, first in groups(played).items():
         own = [v for v in map(episode_return, first) if v is not None]

@@ -115,7 +115,7 @@ class Endpoint:
                 self.counts[f"retried_{fault.kind}"] += 1
                 if fault.demand_s is not None:
                     self.counts["waited_ms"] += round(1000 * fault.demand_s)
-                    await asyncio.sleep(fault.demand_s)
+                    await asyncio.sleep(fault.demand_s * random.uniform(1, 1.1))  # not all calls at once again
                 else:
                     await asyncio.sleep(random.uniform(0, min(self.config.backoff_s * 2**attempt, LONGEST_PAUSE_S)))
         raise AssertionError("unreachable: attempts >= 1")

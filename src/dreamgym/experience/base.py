@@ -6,7 +6,8 @@ came of it, and, where something changed, what came of it and what had been done
 pretrained LLM does; what the explorers chose to do in a state it is not asked to learn. Policy and experience model are fine-tuned from it.
 
 After each world it is also asked what task and state say of a thing. Where a prompt names many things, looking one up is what a
-pretrained LLM brings along and a tiny one has not found by itself (docs/learning.md).
+pretrained LLM brings along and a tiny one does not find by itself (docs/development.md). The worlds themselves are read, not learned:
+their loss would drown the rest.
 """
 
 from collections import defaultdict
@@ -58,13 +59,13 @@ def recalled(instruction: str, state: State, rng: np.random.Generator) -> Iterat
 
 
 def base_trees(lm: LocalLM, texts: dict[str, list[Continuation]], seed: int) -> list[Tree]:
-    """Language-modelling trees (loss on the worlds and on the second half of each continuation) in a keyed order."""
+    """One tree per world (loss on the second half of each continuation) in a keyed order."""
     prefixes = lm.encode_batch(list(texts))
     trees = []
     for prefix, continuations in zip(prefixes, texts.values(), strict=True):
         given = lm.encode_batch([g for g, _ in continuations])
         learned = lm.encode_batch([x for _, x in continuations])
         segments = tuple(Segment((*g, *x, lm.eos), len(x) + 1) for g, x in zip(given, learned, strict=True))
-        trees.append(Tree(tuple(prefix), segments, prefix_trained=True))
+        trees.append(Tree(tuple(prefix), segments))
     order = keyed_rng(seed, "base").permutation(len(trees))
     return [trees[i] for i in order]

@@ -29,11 +29,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A prefix and its continuations. ``prefix_trained``: loss on the prefix too (language modelling); ``chain``: one after the other."""
+    """A prefix, which is read, and its continuations, which are learned. ``chain``: one after the other."""
 
     prefix: tuple[int, ...]
     segments: tuple[Segment, ...]
-    prefix_trained: bool = False
     chain: bool = False
 
     def __len__(self) -> int:
@@ -63,11 +62,11 @@ def split(tree: Tree, length: int) -> list[Tree]:
         if len(tree.prefix) + len(s.ids) > length:
             raise ValueError(f"a prompt and its target have {len(tree.prefix) + len(s.ids)} tokens, a row {length}; raise row_length")
         if used + len(s.ids) > length:
-            parts.append(Tree(tree.prefix, tuple(current), tree.prefix_trained and not parts))
+            parts.append(Tree(tree.prefix, tuple(current)))
             current, used = [], len(tree.prefix)
         current.append(s)
         used += len(s.ids)
-    return [*parts, Tree(tree.prefix, tuple(current), tree.prefix_trained and not parts)]
+    return [*parts, Tree(tree.prefix, tuple(current))]
 
 
 def pack(trees: Sequence[Tree], length: int) -> list[Row]:
@@ -109,8 +108,6 @@ def collate(rows: Sequence[Row], pad: int = 0, policy: bool = False) -> dict[str
             n = len(tree.prefix)
             ids[b, at : at + n] = tree.prefix
             positions[b, at : at + n] = np.arange(n)
-            if tree.prefix_trained:
-                labels[b, at + 1 : at + n] = tree.prefix[1:]
             start, at = at, at + n
             for p, s in enumerate(tree.segments, start=1):
                 m = len(s.ids)

@@ -27,6 +27,7 @@ from dreamgym.envs.textworld.behaviours import (
     malformed,
     move,
     near_miss,
+    one_by_one,
     orderly,
     premature,
     read_scene,
@@ -41,7 +42,7 @@ BRANCHES = 3
 DEMONSTRATIONS: dict[str, tuple[int, Behaviour]] = {
     "easy": (18, expert),
     "standard": (60, orderly),
-    "hard": (100, orderly),
+    "hard": (200, one_by_one),
     "mixed": (60, orderly),
 }
 """Training games with a successful episode in the logs, and who plays it; all others hold exploration only."""
