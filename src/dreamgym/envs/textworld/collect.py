@@ -43,7 +43,7 @@ DEMONSTRATIONS: dict[str, tuple[int, Behaviour]] = {
     "easy": (18, expert),
     "standard": (60, orderly),
     "hard": (200, one_by_one),
-    "mixed": (60, orderly),
+    "mixed": (150, one_by_one),
 }
 """Training games with a successful episode in the logs, and who plays it; all others hold exploration only."""
 
