@@ -29,9 +29,9 @@ from dreamgym.core.env import RealSteps
 from dreamgym.core.files import read_episodes, read_json, write_episodes, write_json
 from dreamgym.core.types import Episode
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
-from dreamgym.envs.textworld.collect import DEMONSTRATIONS, Recorder
+from dreamgym.envs.textworld.collect import DEMONSTRATIONS
 from dreamgym.envs.textworld.env import TextWorldEnv, look_at
-from dreamgym.envs.textworld.games import ONE_ROOM, parse_task_id
+from dreamgym.envs.textworld.games import parse_task_id
 from dreamgym.envs.textworld.panels import check_game, panels
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
@@ -88,14 +88,14 @@ def record(level: str, part: int = 0, parts: int = 1) -> list[Path]:
             continue
         check_game(game)
         counter = RealSteps()
+        recorder = adapter.recorder(counter, 0)
         if recorded:
-            recorder, env = Recorder(counter, 0, demonstrator, adapter.view, adapter.cap), TextWorldEnv(counter, adapter.view, adapter.cap)
+            env = TextWorldEnv(counter, recorder.view, recorder.cap)
             shown = recorder.episode(env, recorded[0].task, "expert", demonstrator, branches=0, give_up=None)
             write_json(steps_path(path), {"real_steps": int(str(read_json(steps_path(path))["real_steps"])) + counter.total})
             write_episodes(path, [shown, *recorded])
             continue
-        task = look_at(*parse_task_id(game.task), "train", counter, adapter.view)
-        recorder = Recorder(counter, 0, demonstrator, adapter.view, adapter.cap, longer=1 if level in ONE_ROOM else 2)
+        task = look_at(*parse_task_id(game.task), "train", counter, recorder.view)
         episodes = list(recorder.game(task, demonstrate=i < demonstrated))
         write_json(steps_path(path), {"real_steps": counter.total})
         write_episodes(path, episodes)  # last: it says that the game is whole

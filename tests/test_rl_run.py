@@ -94,7 +94,7 @@ def test_after_the_dream_the_start_is_probed_and_kept_where_nothing_is_better(lo
     import dreamgym.pipeline.rl_run as module
 
     told = {"rates": [0.75, 0.5, 0.25]}
-    monkeypatch.setattr(module, "success_rate", lambda played: told["rates"].pop(0))
+    monkeypatch.setattr(module, "real_rate", lambda played: told["rates"].pop(0))
     run = a_run(logged, tmp_path, {"iterations": 1000}, budget=500)
     kept = run.run(lambda m: None, adapter.tasks("probe", 4), every=3, first=True)
     assert [p["iteration"] for p in run.probe] == [0, 3, run.iteration], "the start, every third, and what the budget left"
@@ -178,8 +178,8 @@ def test_steps_of_an_iteration_that_was_cut_off_stay_counted(logged, tmp_path, m
 def test_a_probe_without_a_valid_episode_is_no_probe(logged, tmp_path, monkeypatch):
     import dreamgym.pipeline.rl_run as module
 
-    rates = iter([float("nan"), 0.5, 0.25, float("nan")])
-    monkeypatch.setattr(module, "success_rate", lambda played: next(rates))
+    rates = iter([None, 0.5, 0.25, None])
+    monkeypatch.setattr(module, "real_rate", lambda played: next(rates))
     run = a_run(logged, tmp_path, {"iterations": 4}, VaultModel())
     told = []
     run.run(told.append, adapter.tasks("probe", 2), every=1)

@@ -6,7 +6,6 @@ several ``ranks`` the dream's groups are shared out; the real environment is the
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
@@ -26,7 +25,7 @@ from dreamgym.dream import SheetBook
 from dreamgym.envs.adapter import Adapter
 from dreamgym.experience.model import ExperienceModel
 from dreamgym.lm.local import LocalLM
-from dreamgym.pipeline.play import play_dream, play_real, seats_for, success_rate
+from dreamgym.pipeline.play import play_dream, play_real, real_rate, seats_for
 from dreamgym.replay.contract import Replay
 from dreamgym.rl.config import RLConfig
 from dreamgym.rl.context import Context
@@ -311,8 +310,8 @@ class RLRun:
         Nothing where no episode was valid.
         """
         actor = Policy(self.lm, temperature, self.action_tokens, self.context)
-        rate = success_rate(play_real(actor, self.adapter, seats_for(tasks, self.seed), self.counter, "probe", "probe"))
-        if math.isnan(rate):
+        rate = real_rate(play_real(actor, self.adapter, seats_for(tasks, self.seed), self.counter, "probe", "probe"))
+        if rate is None:
             return {}
         if not self.probe or rate >= max(p["success"] for p in self.probe):
             self.lm.save(self.folder / "policy")

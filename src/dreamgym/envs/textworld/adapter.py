@@ -48,15 +48,18 @@ class TextWorldAdapter:
         return [Task(id=g.task, instruction="", first_state=(), panel=panel, difficulty=parse_task_id(g.task)[0]) for g in games]
 
     def collect(self, counter: RealSteps, limit: int, seed: int) -> Iterator[Episode]:
-        demonstrations, demonstrator = DEMONSTRATIONS[self.level]
+        recorder, (demonstrations, _) = self.recorder(counter, seed), DEMONSTRATIONS[self.level]
         for i, game in enumerate(panels(self.level, "train")[:limit]):
             check_game(game)
-            level, number = parse_task_id(game.task)
-            logged: View = "carried" if self.view == "current" else self.view
-            task = look_at(level, number, "train", counter, logged)
-            recorder = Recorder(counter, seed, demonstrator, logged, self.cap, longer=1 if self.level in ONE_ROOM else 2)
+            task = look_at(*parse_task_id(game.task), "train", counter, recorder.view)
             recorded = recorder.game(task, demonstrate=i < demonstrations)
             yield from map(projected, recorded) if self.view == "current" else recorded
+
+    def recorder(self, counter: RealSteps, seed: int) -> Recorder:
+        """Plays this level's games as its logs have them, which always tell what closed containers were seen to hold."""
+        _, demonstrator = DEMONSTRATIONS[self.level]
+        logged: View = "carried" if self.view == "current" else self.view
+        return Recorder(counter, seed, demonstrator, logged, self.cap, longer=1 if self.level in ONE_ROOM else 2)
 
     def allowed(self, instruction: str) -> bool:
         """Whether a written task may be trained on: none of its food and preparation pairs is kept for the panel ``unseen``."""
