@@ -15,7 +15,7 @@ from dreamgym.core.types import Episode, Outcome, Panel, Source, StopReason, Tas
 from dreamgym.curriculum.config import SamplerConfig
 from dreamgym.curriculum.sampler import ValueSampler
 from dreamgym.pipeline.config import RunConfig, dump_config
-from dreamgym.report.page import json_lines, spread, write_report
+from dreamgym.report.page import RunFiles, context, json_lines, spread, write_report
 
 pytest.importorskip("jinja2")
 
@@ -241,6 +241,19 @@ def test_the_real_control_is_not_called_dreamed(new_run: Path) -> None:
     page = write_report(new_run).read_text(encoding="utf-8")
     assert "real: training reward, not a result" in page
     assert "dreamed" not in section(page, "curves")
+
+
+def test_learning_on_for_real_has_charts_with_all_its_probes(full_run: Path) -> None:
+    metrics = '{"iteration": 0.0, "reward": 0.5, "invalid": 0.0, "zero_variance_groups": 0.0}\n'
+    write_atomic(full_run / "s2r_run/metrics.jsonl", metrics)
+    title = "Learning on for real: training reward and real success"
+    write_episodes(full_run / "eval-s2r-test.jsonl", [episode("0", StopReason.WON)])
+    begun = {c.title: c for c in context(RunFiles(full_run))["charts"]}
+    names = ["real: training reward, not a result", "real: success on the test panel, before and after"]
+    assert [s.name for s in begun[title].series] == names
+    stage(full_run, "sim-to-real", probes=[{"iteration": 0.0, "success": 0.5}, {"iteration": 1.0, "success": 0.25}])
+    (chart,) = [c for c in context(RunFiles(full_run))["charts"] if c.title == title]
+    assert [s.points for s in chart.series] == [[(0.0, 0.5)], [(0.0, 0.5), (1.0, 0.25)], [(0.0, 0.75), (0.0, 1.0)]], "the start was kept"
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ def _reinforce(
         "transitions": sum(m["transitions"] + m.get("transitions_checking", 0.0) for m in metrics),
         "rl_real_steps": counter.counts.get("rl", 0),
         "probe_real_steps": counter.counts.get("probe", 0),
+        "probes": rl.probe,
         "rollout_s": sum(m["rollout_s"] for m in metrics),
         "update_s": sum(m["update_s"] for m in metrics),
         **({"write_s": sum(m.get("write_s", 0.0) for m in metrics)} if generator is not None else {}),

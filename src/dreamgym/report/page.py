@@ -96,7 +96,9 @@ class RunFiles:
             dict(read_json(p)) if p.exists() else None
             for p in (folder / f"{name}.json" for name in ("audit", "results", "fidelity", "attacks"))
         )
-        self.metrics: list[Json] = [m for _, m, _ in json_lines(folder / "policy_run/metrics.jsonl")]
+        self.metrics, self.s2r_metrics = (
+            [m for _, m, _ in json_lines(folder / f"{stage}_run/metrics.jsonl")] for stage in ("policy", "s2r")
+        )
         self.drafts: list[Json] = [d for _, d, _ in json_lines(folder / "policy_run/tasks.jsonl")]
         self.evaluations = self._evaluations()
         self.twins = self._twins()
@@ -174,7 +176,7 @@ def context(run: RunFiles) -> Json:
     dreaming, evaluations = run.config.rl.environment == "dream", [e.view() for e in run.evaluations]
     return {"name": run.folder.resolve().name, "config": run.config, "config_text": run.config_text, "results": run.results or {},
             "stages": run.stages, "command": command, "dreaming": dreaming, "evaluations": evaluations, "metrics": run.metrics,
-            "budget": budget(run, dreaming), "charts": charts(run.metrics, dreaming, evaluations), "groups": browse(run, dreaming),
+            "budget": budget(run, dreaming), "charts": _charts(run, dreaming, evaluations), "groups": browse(run, dreaming),
             "audit": run.audit, "long": _long(run), "attacks": run.attacks, "errors": error_examples(run.audit or {}),
             "tasks": tasks_view(run.folder, run.metrics, run.drafts, dreaming),
             "longest": max((number_of(s, "wall_s") for s in run.stages.values()), default=0.0)}
@@ -273,17 +275,29 @@ def _effect(episode: Episode | None, i: int) -> Json | None:
     return {"removed": t.removed, "added": t.added, "none": t.reward is not None and not t.change, "end": end}
 
 
-def charts(metrics: list[Json], dreaming: bool, evaluations: list[Json]) -> list[Chart]:
-    """Success and health per iteration. The x axis counts finished iterations, so a probe lies right of its rollouts."""
+def _charts(run: RunFiles, dreaming: bool, evaluations: list[Json]) -> list[Chart]:
+    """Those of policy learning, then those of learning on in the real environment, where that has begun."""
+    probes, later = (run.stages.get(stage, {}).get("probes", []) for stage in ("train", "sim-to-real"))
+    return [*charts(run.metrics, dreaming, evaluations, probes),
+            *charts(run.s2r_metrics, False, evaluations, later, ("after", "s2r"), "Learning on for real: training reward and real success")]
+
+
+def charts(metrics: list[Json], dreaming: bool, evaluations: list[Json], probed: Sequence[Json] = (),
+           arms: tuple[str, str] = ("before", "after"), title: str = "Training reward and real success") -> list[Chart]:
+    """Success and health per iteration. The x axis counts finished iterations, so a probe lies right of its rollouts.
+
+    ``probed``: all probes, which a finished stage knows (``metrics`` has those of iterations); ``arms``: the evaluations before and after.
+    """
     def at(key: str, shift: int = 0) -> list[tuple[float, float]]:
         return [(number_of(x, "iteration") + shift, number_of(x, key)) for x in metrics if key in x]
 
     if not metrics:
         return []
-    probes, end = at("probe_real_success", 1), at("iteration", 1)[-1][0]
+    probes = [(number_of(p, "iteration"), number_of(p, "success")) for p in probed] or at("probe_real_success", 1)
+    end = at("iteration", 1)[-1][0]
     kept = max(probes, key=lambda p: (p[1], p[0]))[0] if probes else end
-    e: Json = evaluations[0] if evaluations else {"panel": "evaluation", "before": None, "after": None}
-    real: list[tuple[float, float]] = [(x, e[k]) for x, k in ((0.0, "before"), (kept, "after")) if e[k] is not None]
+    e: Json = evaluations[0] if evaluations else {"panel": "evaluation", **dict.fromkeys(arms)}
+    real: list[tuple[float, float]] = [(x, e[k]) for x, k in zip((0.0, kept), arms, strict=True) if e[k] is not None]
     name, style = ("dreamed: training reward, not a result", "s-dream") if dreaming else ("real: training reward, not a result", "s-train")
     reward = [Series(name, style, "ring", at("reward"), joined=True),
               *([Series("real: success on the probe panel (chooses the checkpoint)", "s-probe", "triangle", probes)] if probes else []),
@@ -292,7 +306,7 @@ def charts(metrics: list[Json], dreaming: bool, evaluations: list[Json]) -> list
               Series("share of groups without variance (nothing to learn)", "s-zero", "ring", at("zero_variance_groups"), joined=True),
               Series("share of steps that changed nothing", "s-idle", "ring", at("no_effect"), joined=True)]
     where = "dreamed" if dreaming else "real"
-    titled = (("Training reward and real success", reward), (f"Health of the {where} training episodes", health))
+    titled = ((title, reward), (f"Health of the {where} training episodes", health))
     return [Chart(title, "finished iterations", end, whole_ticks(end), series) for title, series in titled]
 
 
