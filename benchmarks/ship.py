@@ -11,9 +11,10 @@ The base language model has not read the agent's own episodes (they were played 
 earlier base), nor the seeking, fussing and moving ones. As shipped, the logs were recorded in parts: those three explorers, and the
 demonstrations of *standard*, came after the base, which has read two demonstrations of *easy* and 180 of *standard* (by the cook
 who takes steps in any order) that were left out later.
-That of easy and standard was also trained on the worlds' own text, and was not asked to recall (``experience/base.py``). That of hard
-and mixed has read 100 demonstrations of *hard* and 60 of *mixed* by a cook who fetches all first (1,554 and 655 real steps), which
-were left out later.
+That of easy and standard was also trained on the worlds' own text, and was asked nothing (``experience/base.py``). That of hard and
+mixed was asked for commands when the logs were as they are now, by the last part of its training alone (``learn.ask``), four minutes of
+one core; before, it has read 100 demonstrations of *hard* and 60 of *mixed* by a cook who fetches all first (1,554 and 655 real
+steps), which were left out later.
 ``logs.json`` counts the real steps of what the logs hold, the reading of each cookbook at every part included; the demonstrations
 of *standard* that were left out took another 1,950.
 """

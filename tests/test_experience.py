@@ -12,7 +12,7 @@ from dreamgym.experience.kinds import StepKinds
 
 pytest.importorskip("torch")
 from dreamgym.experience.audit import replay_success
-from dreamgym.experience.base import base_trees, log_texts, recalled
+from dreamgym.experience.base import achieved_by, base_trees, log_texts, question_texts, recalled, ways_of
 from dreamgym.experience.model import LocalExperienceModel, Prediction, check, held
 from dreamgym.experience.prompt import ExperienceConfig, Request
 from dreamgym.experience.sft import RepeatConfig, sft_trees, target
@@ -122,6 +122,29 @@ def test_the_base_is_asked_what_task_and_state_say_of_a_thing():
     assert set(asked[2:]) < set(said.items())
     alone = recalled("eat lime", ("[room] lime: fresh",), np.random.default_rng(0))
     assert list(alone) == [(" @state lime", " room fresh")], "the task says nothing after it"
+
+
+def test_the_base_is_asked_by_which_command_a_thing_comes_to_be_so():
+    raw, egg = ("[held] lime: raw uncut", "[table] egg: raw"), "[table] egg: raw"
+    task = Task(id="t/1", instruction="cook lime fried sliced and egg fried", first_state=raw)
+    seen = (
+        *[step(raw, "cook lime with stove", ("[held] lime: fried uncut", egg))] * 2,
+        step(raw, "heat lime", ("[held] lime: fried uncut", egg)),
+        step(raw, "slice lime with knife", ("[held] lime: raw sliced", egg)),
+    )
+    logs = [
+        Episode(id=f"t/1#{i}", env="t", task=task, source="real", behaviour="x", transitions=(t,), stop=StopReason.ABANDONED)
+        for i, t in enumerate(seen)
+    ]
+    ways = ways_of(logs)
+    assert ways == {("lime", "fried"): "cook lime with stove", ("lime", "sliced"): "slice lime with knife"}, "what was done most often"
+    how = (" @how lime", " @do cook lime with stove , @do slice lime with knife")
+    assert list(achieved_by(task.instruction, raw, ways)) == [how], "nothing is known of an egg that was fried"
+    [(world, asked)] = question_texts(logs, {"t/1": task}, seed=0).items()
+    assert world.startswith(" @task cook lime fried sliced and egg fried @state")
+    assert asked[:3] == [how, (" @task lime", " fried sliced"), (" @task egg", " fried")]
+    unknown = Task(id="t/1", instruction="eat egg", first_state=raw)
+    assert not question_texts(logs, {"t/1": unknown}, seed=0), "worlds of which nothing can be asked are left out"
 
 
 def test_an_answer_is_remembered_until_the_snapshot_changes_and_belongs_to_its_question():

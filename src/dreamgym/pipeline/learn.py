@@ -11,7 +11,7 @@ import torch
 
 from dreamgym.core.types import Episode, Task
 from dreamgym.curriculum.writing import SEEDS, writing_trees
-from dreamgym.experience.base import base_trees, log_texts
+from dreamgym.experience.base import base_trees, log_texts, question_texts
 from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.experience.sft import RepeatConfig, sft_trees, target_texts
 from dreamgym.lm.fit import FitConfig, fit
@@ -26,6 +26,8 @@ from dreamgym.rl.policy import STATE_CONTEXT
 
 WHOLE_WORD = 50
 """Words that occur this often in the experience model's targets become one token each."""
+ASKED = 2.0
+"""Epochs of questions, after those of the texts."""
 Report = Callable[[int, int, float], None]
 
 
@@ -34,12 +36,22 @@ def quiet(done: int, total: int, value: float) -> None:
 
 
 def train_base(episodes: Sequence[Episode], tasks: dict[str, Task], config: FitConfig, folder: Path, report: Report = quiet) -> LocalLM:
-    """A tokenizer and a tiny language model of the logs' text, saved in ``folder``."""
+    """A tokenizer and a tiny language model of the logs' text, saved in ``folder``; at last it is asked for commands, if there are any."""
     texts = log_texts(episodes, tasks, config.seed)
     tokenizer = train_tokenizer(world + given + learned for world, continuations in texts.items() for given, learned in continuations)
     lm = LocalLM(tiny_llama(len(tokenizer), config.seed), tokenizer)
-    fit(lm.model, base_trees(lm, texts, config.seed), config, folder / "checkpoints", report)
+    fit(lm.model, base_trees(lm, texts, config.seed), config, folder / "checkpoints" / "texts", report)
+    ask(lm, episodes, tasks, config, folder, report)
     return _keep(lm, folder)
+
+
+def ask(
+    lm: LocalLM, episodes: Sequence[Episode], tasks: dict[str, Task], config: FitConfig, folder: Path, report: Report = quiet
+) -> None:
+    """The last part of a base's training: questions about its worlds (``question_texts``), at half the learning rate."""
+    if questions := question_texts(episodes, tasks, config.seed):
+        later = config.model_copy(update={"epochs": ASKED, "learning_rate": config.learning_rate / 2})
+        fit(lm.model, base_trees(lm, questions, config.seed), later, folder / "checkpoints" / "questions", report)
 
 
 def train_experience(
