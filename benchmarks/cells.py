@@ -163,7 +163,7 @@ SFT: dict[str, dict[str, Any]] = {level: {"epochs": 20.0, "rows": 4, "learning_r
 SFT |= {level: SFT["standard"] | {"epochs": 10.0, "row_length": 320} for level in ("hard", "mixed")}
 GRPO: dict[str, dict[str, Any]] = {"easy": {"iterations": 30}, "standard": {"iterations": 40}}
 GRPO |= {"hard": {"iterations": 30, "tasks": 64}, "mixed": {"iterations": 30, "tasks": 64}}
-"""On *hard* and *mixed* nothing is chosen on probe yet, here and in ``EXPERIENCE``, ``S2R`` and ``REAL_BUDGET``."""
+"""On *hard* and *mixed* nothing is settled on probe yet, here and in ``EXPERIENCE``, ``SFT``, ``S2R`` and ``REAL_BUDGET``."""
 ALGORITHMS: dict[str, dict[str, Any]] = {"grpo": {}, "ppo": {"advantage": "gae"}}
 """What sets an algorithm apart from ``GRPO``."""
 BUDGETED = "real_at_s2r_budget"

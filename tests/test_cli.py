@@ -258,6 +258,20 @@ def test_a_checkpoint_that_a_kill_left_unfinished_is_dropped(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-50"]
 
 
+def test_so_is_one_of_a_training_in_two_parts(tmp_path):
+    from dreamgym.pipeline.run import drop_torn_checkpoints
+
+    for name in ("texts/checkpoint-50", "questions/checkpoint-50", "questions/checkpoint-100"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "model.safetensors").write_text("x")
+        if name != "questions/checkpoint-100":
+            (tmp_path / name / "trainer_state.json").write_text("x")
+    drop_torn_checkpoints(tmp_path)
+    kept = sorted(str(p.parent.relative_to(tmp_path)) for p in tmp_path.rglob("trainer_state.json"))
+    assert kept == ["questions/checkpoint-50", "texts/checkpoint-50"]
+    assert not (tmp_path / "questions/checkpoint-100").exists()
+
+
 def test_a_real_budget_may_be_raised_and_nothing_else(tmp_path):
     from dreamgym.core.errors import ConfigError
     from dreamgym.pipeline.config import load_config

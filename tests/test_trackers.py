@@ -30,7 +30,7 @@ def test_tensorboard_has_the_curves_of_a_run_that_goes_on(tmp_path):
     assert [(e.step, round(e.value, 3)) for e in found.Scalars("dream_reward")] == [(n, n / 10) for n in range(5)]
 
 
-def test_wandb_writes_offline_and_trackio_beside(tmp_path, monkeypatch):
+def test_wandb_writes_offline(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb", reason="needs the extra [wandb]")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -74,7 +74,7 @@ def ways_of(episodes: Iterable[Episode]) -> Ways:
             for word in said:
                 if word not in before.get(thing, ()):
                     seen[thing, word][t.action] += 1
-    return {said: actions.most_common(1)[0][0] for said, actions in seen.items()}
+    return {thing_and_word: actions.most_common(1)[0][0] for thing_and_word, actions in seen.items()}
 
 
 def achieved_by(instruction: str, state: State, ways: Ways) -> Iterator[Continuation]:

@@ -98,8 +98,8 @@ def _decisive(config: RunConfig, s2r: bool) -> dict[str, object]:
 
 
 def drop_torn_checkpoints(folder: Path) -> None:
-    """Delete checkpoints of supervised training that a kill left unfinished: their state file is written last."""
-    for checkpoint in folder.glob("checkpoint-*"):
+    """Delete checkpoints of supervised training that a kill left unfinished, those of its parts too: their state file is written last."""
+    for checkpoint in list(folder.rglob("checkpoint-*")):
         if not (checkpoint / "trainer_state.json").exists():
             shutil.rmtree(checkpoint)
 
