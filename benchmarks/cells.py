@@ -20,6 +20,8 @@ from dreamgym.pipeline.stages import shipped, shipped_base
 
 HERE = Path(__file__).parent
 WORK, CELLS, SAME = HERE / "work", HERE / "results" / "cells", HERE / "results" / "same_code.json"
+MODELS = HERE / "models"
+"""Experience models that took long to train, for all cells of their level (``benchmarks.ship model``); the others are in ``WORK``."""
 SOURCE = HERE.parent / "src" / "dreamgym"
 LEARNED = (
     "core/state.py",

@@ -35,6 +35,7 @@ from benchmarks.cells import (
     EXPERIENCE,
     EXPERIENCE_ROWS,
     LEVELS,
+    MODELS,
     POOL,
     PROBE,
     SFT,
@@ -218,6 +219,7 @@ class Cell:
         """A policy that learned without rewards, and the seconds that it took, alternatives included."""
         demos = [e for e in successes(self.logs) if e.behaviour == "expert"]
         how, folder, warm = BASELINES[self.method], self.folder() / "policy", self.warm()
+        drop_torn_checkpoints(folder)
         start = time.perf_counter()
         if self.method == "dpo":
             return prefer(warm, preferences(demos, self.logs), folder, self.seed, **how), time.perf_counter() - start
@@ -234,7 +236,7 @@ class Cell:
             if (folder / "wall_s.json").exists():
                 return
             start = time.perf_counter()
-            drop_torn_checkpoints(folder / "checkpoints")
+            drop_torn_checkpoints(folder)
             train()
             write_json(folder / "wall_s.json", {"wall_s": round(time.perf_counter() - start, 1)})
 
@@ -243,9 +245,12 @@ class Cell:
 
     def trained(self) -> LocalLM:
         """The experience model's weights, of this level and variant; the same for all seeds."""
-        if self.row.get("untrained"):
-            self.wall["experience"], self.weights = 0.0, fingerprint(shipped_base(self.level))
-            return LocalLM.load(shipped_base(self.level))
+        folder = shipped_base(self.level) if self.row.get("untrained") else self.model_folder()
+        self.wall["experience"], self.weights = wall_s(folder), fingerprint(folder)
+        return LocalLM.load(folder)
+
+    def model_folder(self) -> Path:
+        """Where the experience model is; it is trained where there is none yet."""
         name = self.row.get("model", variant_of(self.method))
         row = EXPERIENCE_ROWS.get(name, self.row)  # of the row whose model it is
         shown = VARIANTS.get(name, row)
@@ -253,6 +258,8 @@ class Cell:
         fitted: dict[str, object] = {"fit": EXPERIENCE[self.level], "prompt": shown, "code": code_hash(self.level, "experience")}
         decided = config_hash(fitted | ({"writing": writing} if writing else {}))
         folder = WORK / f"{self.level}-experience-{name}-{decided}"
+        if (kept := MODELS / folder.name).exists():
+            return kept
         if not (folder / "wall_s.json").exists():
             teacher = GenericTeacher() if row.get("teacher") == "generic" else self.adapter.teacher
             annotated = list(annotate(self.known, teacher))
@@ -275,9 +282,7 @@ class Cell:
                     writing=writing,
                 ),
             )
-        self.wall["experience"] = wall_s(folder)
-        self.weights = fingerprint(folder)
-        return LocalLM.load(folder)
+        return folder
 
     def experience(self) -> tuple[ExperienceModel, ReplayBuffer]:
         """The experience model over this cell's own buffer, which holds the logs and grows."""

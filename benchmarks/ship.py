@@ -6,6 +6,7 @@
     python -m benchmarks.ship base             # the tiny language model of the logs of easy and standard
     python -m benchmarks.ship base rooms       # and that of hard and mixed
     python -m benchmarks.ship agent easy       # a weak policy's own episodes, appended to the logs
+    python -m benchmarks.ship model hard       # for benchmarks/models only: the experience model of a level's cells, 75 minutes
 
 The base language model has not read the agent's own episodes (they were played by a policy that was fine-tuned from an
 earlier base), nor the seeking, fussing and moving ones. As shipped, the logs were recorded in parts: those three explorers, and the
@@ -19,13 +20,15 @@ steps), which were left out later.
 of *standard* that were left out took another 1,950.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from benchmarks.cells import SFT
+from benchmarks.cells import MODELS, SFT, WORK
+from benchmarks.grid import Cell, begin
 from dreamgym.core.env import RealSteps
 from dreamgym.core.files import read_episodes, read_json, write_episodes, write_json
 from dreamgym.core.types import Episode
@@ -39,11 +42,11 @@ from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.learn import train_base, warm_start
 from dreamgym.pipeline.logs import counts, load_logs, tasks_of
 from dreamgym.pipeline.play import play_real, seats_for
+from dreamgym.pipeline.rl_run import fingerprint
 from dreamgym.pipeline.stages import shipped_base
 from dreamgym.rl.policy import Policy
 
 DATA = Path(__file__).parents[1] / "src" / "dreamgym" / "data"
-WORK = Path(__file__).parent / "work"
 GAMES = 620
 BASES = {"base": (("easy", "standard"), 4, 256, 24), "base-rooms": (("hard", "mixed"), 4, 640, 8)}
 """Levels whose logs a base has read, how often, the tokens of a row, and the rows of an update."""
@@ -142,6 +145,14 @@ def agent(level: str) -> None:
     write_logs(level, episodes + own, int(before["recording_steps"]), counter.total)
 
 
+def model(level: str) -> None:
+    begin()
+    trained = Cell(level, "grpo_dream", 0).model_folder()
+    if trained.parent != MODELS:
+        shutil.copytree(trained, MODELS / trained.name)
+    console.print(f"{MODELS / trained.name}: weights {fingerprint(MODELS / trained.name)}")
+
+
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["logs", level]:
@@ -154,5 +165,7 @@ if __name__ == "__main__":
             base("base-rooms")
         case ["agent", level]:
             agent(level)
+        case ["model", level]:
+            model(level)
         case _:
             sys.exit(__doc__)
