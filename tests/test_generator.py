@@ -2,20 +2,29 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamgym.core.grammar import GrammarError, parse_instruction, render_instruction, render_variation
+from dreamgym.core.grammar import (
+    GrammarError,
+    parse_instruction,
+    parse_placed,
+    render_instruction,
+    render_lack,
+    render_placed,
+    render_variation,
+)
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.types import Episode, StopReason, Task
 from dreamgym.curriculum.config import GeneratorConfig
 
 pytest.importorskip("torch", reason="needs the extra [train]")
 from dreamgym.curriculum.generator import Draft, Phrases, TaskGenerator, world_of
+from dreamgym.curriculum.worlds import Lack, LoggedWorlds, Placed, placed
 from dreamgym.curriculum.writing import Asked, Choice, LocalWriter, writing_trees
 from dreamgym.lm.fit import FitConfig, fit
 from dreamgym.lm.local import LocalLM
@@ -39,12 +48,16 @@ VALUES = {t.id: {"value": 0.25 if t.id in ("t/0", "t/7") else 0.1, "visits": 1.0
 class Drafts:
     """Says what it was given, over and over, and keeps what it was asked."""
 
-    def __init__(self, *drafts: str | None) -> None:
-        self.drafts, self.asked = drafts, list[Asked]()
+    def __init__(self, *drafts: str | None, lines: Mapping[str, Placed] | None = None) -> None:
+        self.drafts, self.lines, self.asked, self.lacking = drafts, lines or {}, list[Asked](), list[Lack]()
 
     def write(self, asked: Sequence[Asked]) -> list[str | None]:
         self.asked += asked
         return [self.drafts[i % len(self.drafts)] for i in range(len(asked))]
+
+    def furnish(self, lacking: Sequence[Lack]) -> list[Placed | None]:
+        self.lacking += lacking
+        return [self.lines.get(x.thing) for x in lacking]
 
     def choose(self, choices: Sequence[Choice]) -> list[int | None]:
         return [c.nearness.index(min(c.nearness)) if c.drafts else None for c in choices]
@@ -63,7 +76,7 @@ def test_every_draft_that_is_not_kept_has_its_reason():
     assert [(d.instruction, d.verdict) for d in found if d.parent == "t/0"] == [
         ("cook lime boiled", "kept"),
         (None, "unreadable"),
-        ("cook egg fried", "names what is not in its world: egg"),
+        ("cook egg fried", "names what is not in its world: egg (unreadable)"),
         ("cook lime fried roasted", "malformed"),
         ("cook carrot fried", "like another task of its world"),
         ("cook fridge fried", "malformed"),
@@ -108,12 +121,52 @@ def test_of_two_drafts_alike_in_one_round_one_is_kept():
     assert sorted(d.verdict for d in found) == ["kept", "like another task of its world"]
 
 
+def test_what_its_world_lacks_is_written_into_it():
+    writer = Drafts("cook egg fried", lines={"egg": Placed("sheet", "fridge", "raw")})
+    first = next(d for d in vary(writer) if d.parent == "t/0")
+    assert (first.verdict, first.furnished) == ("kept", ("[fridge] egg: raw",))
+    assert first.task
+    assert (first.task.first_state, first.task.lineage) == (TASKS["t/0"].first_state, ("t/0",))
+    assert first.task.sheet == ("[fridge] egg: raw", "[fridge] lime: raw")
+    lack = next(x for x in writer.lacking if x.world.id == "t/0")
+    assert len(lack.alike) == 3
+    assert all(placed(t, "egg") for t in lack.alike)
+    values = {first.task.id: {"value": 0.2, "visits": 1.0}}
+    generator = TaskGenerator(Drafts("cook egg boiled"), LOGGED, GeneratorConfig(drafts=1), 0)
+    [draft] = generator.vary({first.task.id: first.task, **TASKS}, values, 5)
+    assert draft.task
+    assert (draft.task.sheet, draft.furnished) == (first.task.sheet, ()), "a child is in the world as it is now"
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (("sheet", "cellar", "raw"), "no such place: cellar"),
+        (("state", "fridge", "raw"), "in state, where nothing else is told of fridge"),
+        (("sheet", "fridge", "fried"), "no logged world says so of it: fried"),
+        (("sheet", "the fridge", "raw"), "unreadable"),
+    ],
+)
+def test_a_line_that_does_not_fit_into_its_world_is_refused(found, why):
+    writer = Drafts("cook egg fried", lines={"egg": Placed(*found)})
+    assert next(d for d in vary(writer) if d.parent == "t/0").verdict == f"names what is not in its world: egg ({why})"
+
+
+def test_what_no_logged_world_has_is_not_asked_for():
+    odd = [*LOGGED, Task(id="t/99", instruction="cook eel fried", first_state=("[eel] carrot: raw",))]
+    writer = Drafts("cook eel fried")
+    found = TaskGenerator(writer, odd, GeneratorConfig(parents=1, drafts=1), 0).vary(TASKS, {"t/0": VALUES["t/0"]}, 0)
+    assert [d.verdict for d in found] == ["names what is not in its world: eel (no logged world has one)"]
+    assert not writer.lacking
+
+
 def test_where_nobody_picks_none_is_kept():
     class Undecided(Drafts):
         def choose(self, choices: Sequence[Choice]) -> list[int | None]:
             return [None for _ in choices]
 
-    assert {d.verdict for d in vary(Undecided("cook lime boiled"))} == {"none was chosen", "names what is not in its world: lime"}
+    missing = "names what is not in its world: lime (unreadable)"
+    assert {d.verdict for d in vary(Undecided("cook lime boiled"))} == {"none was chosen", missing}
 
 
 def test_texts_without_lines_of_things_are_worded_as_logged_or_refused():
@@ -168,6 +221,20 @@ def test_an_instruction_is_data(text):
         assert parse_instruction(render_instruction(text)) == text
 
 
+@given(st.sampled_from(["state", "sheet"]), st.from_regex(r"[^\s\[\]]{1,12}", fullmatch=True), st.text(max_size=30).map(str.split))
+def test_what_is_written_into_a_world_is_data(where, place, words):
+    told = (where, place, " ".join(words))
+    asked = render_lack([told], ("[a] b: c",), ("[d] e: f",), place)
+    assert [w for w in asked.split(" ") if w.startswith("@")] == ["@like", f"@{where}", "@sheet", "@state", "@new"]
+    assert parse_placed(render_placed(*told)) == told
+
+
+@pytest.mark.parametrize("text", ["", "fridge raw", "@task fridge", "@sheet", "@sheet fridge raw ; egg", "@state fridge raw @won"])
+def test_what_places_nothing_is_refused(text):
+    with pytest.raises(GrammarError):
+        parse_placed(text)
+
+
 @pytest.mark.parametrize("text", ["", "cook @new", "cook lime ; eat it", "@task cook"])
 def test_what_is_no_instruction_is_refused(text):
     with pytest.raises(GrammarError):
@@ -175,12 +242,12 @@ def test_what_is_no_instruction_is_refused(text):
 
 
 def test_a_tiny_model_learns_to_write_tasks_of_its_world(tmp_path):
-    texts = [render_variation([t.instruction], t.sheet, t.first_state) + " " + t.instruction for t in LOGGED]
+    texts = [render_variation([t.instruction], t.sheet, t.first_state) + " " + t.instruction for t in LOGGED] + ["@like @new @sheet"]
     tokenizer = train_tokenizer([f" {t}" for t in texts] * 10, 400)
-    lm = LocalLM(tiny_llama(len(tokenizer), 0, width=32, layers=2), tokenizer)
+    lm = LocalLM(tiny_llama(len(tokenizer), 0, width=64, layers=2), tokenizer)
     trees = writing_trees(lm, LOGGED, 3, 20, 0)
-    assert len(trees) == 600
-    fit(lm.model, trees, FitConfig(epochs=6, learning_rate=5e-3, rows=4), tmp_path)
+    assert len(trees) == 1200
+    fit(lm.model, trees, FitConfig(epochs=10, learning_rate=3e-3, rows=4), tmp_path)
     lm.model.eval()
     config = GeneratorConfig(parents=30, drafts=3)
     found = TaskGenerator(LocalWriter(lm), LOGGED, config, 0).vary(TASKS, VALUES, 0)
@@ -191,6 +258,11 @@ def test_a_tiny_model_learns_to_write_tasks_of_its_world(tmp_path):
     new = [d.task for d in found if d.task]
     assert len({t.id for t in new}) == len(new) > 5
     assert all(any(f in t.instruction for f in FOODS) for t in new)
+    worlds = LoggedWorlds(LOGGED)
+    lacks = [(t, f) for t in LOGGED for f in FOODS if placed(t, f) is None]
+    written = LocalWriter(lm).furnish([Lack(f, t, worlds.alike(t, f), ("a", t.id, f)) for t, f in lacks])
+    fit_in = [isinstance(worlds.furnished(t, f, w), Task) for (t, f), w in zip(lacks, written, strict=True)]
+    assert sum(fit_in) > 0.9 * len(lacks)
 
 
 def test_a_chat_model_writes_and_picks_over_http():
@@ -222,6 +294,31 @@ def test_a_chat_model_writes_and_picks_over_http():
     assert [d.task.instruction for d in found if d.task] == ["cook lime boiled"]
     assert {d.verdict for d in found} == {"kept", "malformed", "another draft was chosen"}
     assert calls == {"write": 4, "pick": 1}
+
+
+def test_a_chat_model_writes_what_a_world_lacks_over_http():
+    pytest.importorskip("openai", reason="needs the extra [endpoint]")
+    from benchmarks.loopback import LoopbackServer, sections
+    from dreamgym.curriculum.asking import ChatWriter
+    from dreamgym.endpoint.client import Endpoint
+    from dreamgym.endpoint.config import EndpointConfig
+
+    seen = list[dict[str, list[str]]]()
+
+    def answer(body):
+        read = sections(body["messages"][-1]["content"])
+        if "Missing" in read:
+            seen.append(read)
+            return json.dumps({"in_sight": False, "place": "fridge", "description": "raw\n"})
+        return json.dumps({"reasoning": "fine", "selection": 1} if "Drafts" in read else {"task": "cook egg fried"})
+
+    with LoopbackServer(answer) as server:
+        writer = ChatWriter(Endpoint(EndpointConfig(base_url=server.url, model="m", concurrency=1)))
+        generator = TaskGenerator(writer, LOGGED, GeneratorConfig(drafts=1), 0)
+        [draft] = generator.vary({"t/0": TASKS["t/0"]}, {"t/0": VALUES["t/0"]}, 0)
+    assert (draft.verdict, draft.furnished) == ("kept", ("[fridge] egg: raw",))
+    assert seen[0]["Missing"] == ["egg"]
+    assert seen[0]["Also"] == ["[fridge] lime: raw"], "of the world that lacks it"
 
 
 def failed(name: str, at: Task, stop: StopReason = StopReason.LOST) -> Episode:
@@ -290,6 +387,9 @@ def test_a_run_that_writes_tasks_resumes_exactly(tmp_path):
     whole = a_run("whole")
     metrics = told(whole)
     assert sum(m.get("tasks_written", 0) for m in metrics) >= 3
+    played_both = [m for m in metrics if {"won_logged", "won_written", "value_logged", "age_written"} <= m.keys()]
+    assert played_both
+    assert all(0 <= m["won_written"] <= 1 and m["age_written"] >= 0 for m in played_both)
     played = [json.loads(line)["task"] for line in (tmp_path / "whole" / "episodes.jsonl").read_text().splitlines()]
     children = {t["id"]: t["lineage"] for t in played if t.get("lineage")}
     assert children, "written tasks are played"

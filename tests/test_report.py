@@ -364,14 +364,20 @@ def test_the_page_tells_which_tasks_were_played_and_what_was_written(full_run: P
     write_json(full_run / "policy_run/checkpoint/state.json", {"sampler": sampler.state_dict(), "written": [child.model_dump(mode="json")]})
     draft = {"parent": "game/a", "seeds": ["find the tomato", "find the <b>carrot</b>"], "parent_value": 0.25, "iteration": 1}
     lines = [
-        {**draft, "instruction": HOSTILE, "verdict": "kept", "task": child.id},
+        {**draft, "instruction": HOSTILE, "verdict": "kept", "task": child.id, "furnished": ["[shelf] <i>kiwi</i>: ripe"]},
         {**draft, "instruction": "find the lime", "verdict": "names what is not in its world: lime", "task": None},
         {**draft, "instruction": "find the kiwi", "verdict": "names what is not in its world: kiwi", "task": None},
         {"task": "game/b~0.1", "verdict": "dropped: its last group had no valid rollout", "iteration": 1},
     ]
     write_atomic(full_run / "policy_run/tasks.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
+    told = [json.loads(line) for line in (full_run / "policy_run/metrics.jsonl").read_text().splitlines()]
+    told[-1] |= {"synthetic": 0.5, "won_logged": 0.25, "won_written": 0.75, "value_logged": 0.125, "value_written": 0.1875}
+    write_atomic(full_run / "policy_run/metrics.jsonl", "".join(json.dumps(m) + "\n" for m in told))
     page = section(write_report(full_run).read_text(encoding="utf-8"), "tasks")
     text = text_of(page)
+    assert "written into its world: [shelf] <i>kiwi</i>: ripe" in text
+    assert "Logged and written tasks" in page
+    assert "<title>dreamed success, written tasks" in page
     assert "logged 2 2 dreamed 0.12" in text, "two logged tasks, both played, mean value of 0.25 and 0"
     assert "written 1 1" in text
     shown = re.sub(r"<span class=\"dreamed\".*?</span>|<title>dreamed.*?</title>|<svg.*?</svg>", "", page, flags=re.S)

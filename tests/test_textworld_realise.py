@@ -8,13 +8,14 @@ pytest.importorskip("textworld")
 from dreamgym.core.env import RealSteps
 from dreamgym.core.state import state_of_text
 from dreamgym.core.types import Task
+from dreamgym.curriculum.worlds import LoggedWorlds, placed
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
 from dreamgym.envs.textworld.behaviours import orderly
 from dreamgym.envs.textworld.collect import Recorder
 from dreamgym.envs.textworld.env import TextWorldEnv, look_at
 from dreamgym.envs.textworld.panels import panels, reserved
 from dreamgym.envs.textworld.realise import Unbuildable, realise, solved
-from dreamgym.pipeline.logs import tasks_of
+from dreamgym.pipeline.logs import load_logs, tasks_of
 from dreamgym.pipeline.stages import shipped, shipped_logs
 
 pytestmark = pytest.mark.filterwarnings("ignore:Game .* is not fully supported")
@@ -53,6 +54,17 @@ def test_a_logged_task_can_be_won_and_one_whose_food_is_nowhere_cannot(logged) -
     assert solved(without, counter).reason == "max_steps"
     blunt = task.model_copy(update={"first_state": tuple(s for s in task.first_state if "knife" not in s)})
     assert not solved(blunt, counter).solvable, "nothing is added: without a knife nothing is cut"
+
+
+def test_a_food_that_was_written_into_a_world_can_be_cooked_there() -> None:
+    tasks = list(tasks_of(load_logs([shipped("logs-standard.jsonl.xz")])).values())
+    worlds, world, counter = LoggedWorlds(tasks), tasks[0], RealSteps(purpose="audit")
+    food = next(f for f in ("carrot", "banana", "lettuce", "pork_chop") if placed(world, f) is None)
+    homes = [worlds.furnished(world, food, placed(t, food)) for t in worlds.alike(world, food)]
+    home = next(h for h in homes if isinstance(h, Task))
+    wanted = {"instruction": f"cook {food} fried diced"}
+    assert solved(home.model_copy(update=wanted), counter).solvable
+    assert not solved(world.model_copy(update=wanted), counter).solvable
 
 
 @pytest.mark.parametrize(("change", "reason"), [

@@ -120,6 +120,26 @@ def render_variation(seeds: Sequence[str], sheet: State, state: State) -> str:
     return " ".join([*parts, f"@sheet {render_state(sheet)}" if sheet else "@sheet", f"@state {render_state(state)} @new"])
 
 
+def render_lack(shown: Iterable[tuple[str, str, str]], sheet: State, state: State, thing: str) -> str:
+    """What is asked where a world lacks a thing: where other worlds have it and what they say of it, the world, and its name."""
+    parts = [f"@like {render_placed(*where)}" for where in shown]
+    return " ".join([*parts, f"@sheet {render_state(sheet)}" if sheet else "@sheet", f"@state {render_state(state)} @new {escape(thing)}"])
+
+
+def render_placed(where: str, place: str, text: str) -> str:
+    """The answer to that: ``state`` or ``sheet``, the place, and what is said of the thing there."""
+    return f"@{where} {escape(f'{place} {text}'.rstrip())}"
+
+
+def parse_placed(text: str) -> tuple[str, str, str]:
+    """The inverse of ``render_placed``. Raises ``GrammarError``."""
+    where, _, words = text.partition(" ")
+    if where not in ("@state", "@sheet"):
+        raise GrammarError(f"a thing belongs into @state or @sheet, not {where!r}")
+    place, _, said = parse_instruction(words).partition(" ")
+    return where[1:], place, said
+
+
 def render_instruction(instruction: str) -> str:
     """The task writer's answer, as data."""
     return escape(instruction)

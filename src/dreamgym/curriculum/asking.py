@@ -1,8 +1,9 @@
-"""M_task behind a chat LLM: the two prompts of arXiv 2511.03773 Appendix C.2 (write, then pick one), their wording ours.
+"""M_task behind a chat LLM: the two prompts of arXiv 2511.03773 Appendix C.2 (write, then pick one) and one for what a world lacks.
 
     writer = ChatWriter(Endpoint(server))            # or a chat model in this process
 
-A reply that cannot be used is asked for again, then counted as unreadable; where no pick is usable none of the drafts is kept.
+Their wording is ours. A reply that cannot be used is asked for again, then counted as unreadable; where no pick is usable none of the
+drafts is kept.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from dreamgym.core.types import Task
+from dreamgym.curriculum.worlds import Lack, Placed
 from dreamgym.curriculum.writing import Asked, Choice
 from dreamgym.endpoint.config import Chat, Message
 from dreamgym.experience.chat import answered, quoted, sectioned
@@ -22,6 +24,13 @@ BUDGET = 512
 class _Written(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     task: str = Field(min_length=1, max_length=2000)
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    in_sight: bool
+    place: str = Field(min_length=1, max_length=200)
+    description: str = Field(max_length=500)
 
 
 class _Picked(BaseModel):
@@ -44,6 +53,13 @@ class ChatWriter:
 
         return self.chat.together([one(a) for a in asked])
 
+    def furnish(self, lacking: Sequence[Lack]) -> list[Placed | None]:
+        async def one(x: Lack) -> Placed | None:
+            found = await answered(self.chat, lack_messages(x), BUDGET, _Line, SAMPLES, "furnish", *x.key, temperature=1.0)
+            return Placed("state" if found.in_sight else "sheet", found.place, " ".join(found.description.split())) if found else None
+
+        return self.chat.together([one(x) for x in lacking])
+
     def choose(self, choices: Sequence[Choice]) -> list[int | None]:
         async def one(c: Choice) -> int | None:
             if not c.drafts:
@@ -65,6 +81,15 @@ def selection_messages(choice: Choice) -> tuple[Message, ...]:
     numbered = [quoted(f"{n}. {d}") for n, d in enumerate(choice.drafts, start=1)]
     sections = [("Original task", [quoted(choice.parent.instruction)]), *_world(choice.parent), ("Drafts", numbered)]
     return ("system", prompt("select-task.v1")), ("user", sectioned(sections))
+
+
+def lack_messages(lack: Lack) -> tuple[Message, ...]:
+    """The prompt that asks for the line of a world about a thing that it lacks."""
+    examples = [
+        (f"World {n} {name[0].lower()}{name[1:]}", lines) for n, t in enumerate(lack.alike, start=1) for name, lines in _world(t)
+    ]
+    sections = [*examples, *_world(lack.world), ("Missing", [quoted(lack.thing)])]
+    return ("system", prompt("furnish-world.v1")), ("user", sectioned(sections))
 
 
 def _world(task: Task) -> list[tuple[str, list[str]]]:

@@ -3,27 +3,27 @@
     generator = TaskGenerator(writer, logged_tasks, GeneratorConfig(), seed)
     for draft in generator.vary(tasks, sampler.values(), iteration): ...
 
-A draft has to be well formed (its words follow each other as those of logged instructions do), possible (what it names is in its
-world), and new (in its world no task is like it). The criteria are those of the paper's selection prompt (arXiv 2511.03773 App. C.2)
-as far as code can hold them; whether it is challenging is measured by playing it.
+A draft has to be well formed (its words follow each other as those of logged instructions do), new (in its world no task is like it)
+and possible: what it names is in its world, or can be written into it (``curriculum/worlds.py``). The criteria are those of the
+paper's selection prompt (arXiv 2511.03773 App. C.2) as far as code can hold them; whether it is challenging is measured by playing it.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dreamgym.core.seeding import keyed_rng
-from dreamgym.core.state import LINE, State
+from dreamgym.core.state import State
 from dreamgym.core.types import Episode, StopReason, Task
 from dreamgym.curriculum.config import GeneratorConfig
 from dreamgym.curriculum.sampler import FLOOR
+from dreamgym.curriculum.worlds import Lack, LoggedWorlds, named_in, words_of
 from dreamgym.curriculum.writing import SEEDS, Asked, Choice, Writer
 from dreamgym.replay.encoder import HashingEncoder
 
-_WORD = re.compile(r"[\w'-]+|[^\w\s]")
 START, END, NAMED = "<", ">", "*"
+LACKING = "names what is not in its world"
 DIMENSION = 4096
 """Of the encoder that finds tasks alike: so many that no two words of instructions share one."""
 Achieved = Callable[[Task, Episode], str | None]
@@ -39,6 +39,8 @@ class Draft(NamedTuple):
     verdict: str
     """``kept``, or why not."""
     task: Task | None
+    furnished: State = ()
+    """Lines that were written into its world."""
 
 
 class TaskGenerator:
@@ -57,6 +59,7 @@ class TaskGenerator:
         wording of all instructions that ask for the same."""
         self.writer, self.config, self.seed, self._allowed, self._canonical = writer, config, seed, allowed, canonical
         self._known = Phrases(logged)
+        self._worlds = LoggedWorlds(logged)
         self._encoder = HashingEncoder(DIMENSION)
 
     def well_formed(self, text: str | None) -> bool:
@@ -78,20 +81,40 @@ class TaskGenerator:
         written = [text and self._canonical(text) for text in self.writer.write(asked)]
         worlds = _worlds(tasks.values())
         checked = [self._check(text, a.world, worlds.get(world_of(a.world), [])) for text, a in zip(written, asked, strict=True)]
+        homes = self._homes(asked, written, [verdict for verdict, _ in checked])
         rows = [range(i * self.config.drafts, (i + 1) * self.config.drafts) for i in range(len(parents))]
-        sound = [[i for i in row if not checked[i][0]] for row in rows]
+        sound = [[i for i in row if not checked[i][0] and isinstance(homes[i], Task)] for row in rows]
         choices = [
             Choice(parent, tuple(str(written[i]) for i in of), tuple(checked[i][1] for i in of))
             for parent, of in zip(parents, sound, strict=True)
         ]
         picked = {of[n] for of, n in zip(sound, self.writer.choose(choices), strict=True) if n is not None}
         found = []
-        for i, (text, ask, (verdict, _)) in enumerate(zip(written, asked, checked, strict=True)):
-            task = self._new(ask.world, text, worlds, iteration) if text is not None and i in picked else None
+        for i, (text, ask, (verdict, _), home) in enumerate(zip(written, asked, checked, homes, strict=True)):
+            task = self._new(home, text, worlds, iteration) if text is not None and isinstance(home, Task) and i in picked else None
             others = "another draft was chosen" if picked & set(rows[i // self.config.drafts]) else "none was chosen"
             passed = "kept" if task else "like another task of its world" if i in picked else others
-            found.append(Draft(ask.world.id, ask.seeds, text, verdict or passed, task))
+            verdict = verdict or (home if isinstance(home, str) else passed)
+            found.append(Draft(ask.world.id, ask.seeds, text, verdict, task, beyond(ask.world, task) if task else ()))
         return found
+
+    def _homes(self, asked: Sequence[Asked], written: Sequence[str | None], verdicts: Sequence[str]) -> list[Task | str]:
+        """The world of each draft: its seed's with what that lacks written in, or why it cannot be; a refused draft's as it is."""
+        homes: list[Task | str] = [a.world for a in asked]
+        lacks = [
+            (i, Lack(thing, a.world, self._worlds.alike(a.world, thing), (*a.key, thing)))
+            for i, (text, a, verdict) in enumerate(zip(written, asked, verdicts, strict=True))
+            if text is not None and not verdict
+            for thing in self._known.missing(text, _world(a.world))
+        ]
+        asking = [lack for _, lack in lacks if lack.alike]
+        lines = dict(zip((x.key for x in asking), self.writer.furnish(asking) if asking else (), strict=True))
+        for i, lack in lacks:
+            home = homes[i]
+            if isinstance(home, Task):
+                made = self._worlds.furnished(home, lack.thing, lines[lack.key]) if lack.alike else "no logged world has one"
+                homes[i] = made if isinstance(made, Task) else f"{LACKING}: {lack.thing} ({made})"
+        return homes
 
     def hindsight(self, episodes: Sequence[Episode], tell: Achieved, tasks: Mapping[str, Task], iteration: int) -> list[Draft]:
         """Tasks that failed episodes did achieve (arXiv 2501.10893): ``tell`` words what an episode came to, in its own world.
@@ -107,6 +130,8 @@ class TaskGenerator:
             if text is None:
                 continue
             verdict, _ = self._check(text, task, worlds.get(world_of(task), []))
+            if missing := self._known.missing(text, _world(task)):
+                verdict = verdict or f"{LACKING}: {missing[0]}"
             new = None if verdict else self._new(task, text, worlds, iteration)
             if new is not None:
                 done.add(world_of(task))
@@ -129,14 +154,11 @@ class TaskGenerator:
         return (*(tasks[t].instruction for t in shown), parent.instruction)
 
     def _check(self, text: str | None, parent: Task, here: Sequence[str]) -> tuple[str, float]:
-        """Why a draft is not sound ("" where it is), and the cosine of the instruction most like it in its world."""
+        """Why a draft is not sound ("" where it is, whatever its world has), and the cosine of the instruction most like it there."""
         if text is None:
             return "unreadable", 1.0
         if not self._allowed(text):
             return "kept for evaluation", 1.0
-        world = (*parent.first_state, *parent.sheet)
-        if missing := self._known.missing(text, world):
-            return f"names what is not in its world: {missing[0]}", 1.0
         if twice := self._known.twice(text):
             return f"names a thing twice: {twice[0]}", 1.0
         if not self._known.follows(text):
@@ -157,8 +179,8 @@ class Phrases:
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
-        worded = {w for t in tasks for w in _words(t.instruction)}
-        self._things = worded & {w for t in tasks for w in named_in((*t.first_state, *t.sheet))}
+        worded = {w for t in tasks for w in words_of(t.instruction)}
+        self._things = worded & {w for t in tasks for w in named_in(_world(t))}
         self._threes: set[tuple[str, ...]] = set()
         for t in tasks:
             words = self._shape(t.instruction)
@@ -167,11 +189,11 @@ class Phrases:
     def missing(self, instruction: str, world: State) -> list[str]:
         """Things of other worlds that ``instruction`` names and ``world`` has not."""
         named = named_in(world)
-        return [w for w in _words(instruction) if w in self._things and w not in named]
+        return [w for w in words_of(instruction) if w in self._things and w not in named]
 
     def twice(self, instruction: str) -> list[str]:
         """Things that ``instruction`` names more than once."""
-        words = _words(instruction)
+        words = words_of(instruction)
         return [w for w in dict.fromkeys(words) if w in self._things and words.count(w) > 1]
 
     def follows(self, instruction: str) -> bool:
@@ -180,16 +202,16 @@ class Phrases:
         return len(words) > 2 and all(three in self._threes for three in zip(words, words[1:], words[2:], strict=False))
 
     def _shape(self, instruction: str) -> list[str]:
-        return [START, *(NAMED if w in self._things else w for w in _words(instruction)), END]
+        return [START, *(NAMED if w in self._things else w for w in words_of(instruction)), END]
 
 
-def named_in(world: State) -> set[str]:
-    """The words that a world's lines are about: their things and places, not what is said of them."""
-    return {w for m in map(LINE.fullmatch, world) if m for w in _words(f"{m['place']} {m['kind']}")}
+def beyond(parent: Task, task: Task) -> State:
+    """Lines of a task's world that its parent's has not."""
+    return tuple(s for s in _world(task) if s not in _world(parent))
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text)
+def _world(task: Task) -> State:
+    return (*task.first_state, *task.sheet)
 
 
 def world_of(task: Task) -> str:

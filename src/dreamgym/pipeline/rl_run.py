@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import BudgetError, DataError, TrainingError
@@ -20,7 +21,8 @@ from dreamgym.core.types import Episode, Task
 from dreamgym.curriculum.config import SamplerConfig
 from dreamgym.curriculum.generator import Achieved, Draft, TaskGenerator
 from dreamgym.curriculum.sampler import TaskSampler, ValueSampler
-from dreamgym.curriculum.values import progress_of
+from dreamgym.curriculum.values import Rewards, progress_of
+from dreamgym.curriculum.worlds import written_in
 from dreamgym.dream import SheetBook
 from dreamgym.envs.adapter import Adapter
 from dreamgym.experience.model import ExperienceModel
@@ -183,6 +185,7 @@ class RLRun:
                 self.ranks.wait()
         if self.generator is not None:
             metrics["synthetic"] = sum(bool(self.sheets.tasks[name].lineage) for name in groups) / max(len(groups), 1)
+            metrics |= self._by_origin(groups)
         if self.generator is not None and self.iteration % self.generator.config.every == 0 and self.iteration < self.config.iterations:
             began = time.perf_counter()
             metrics |= self._write_tasks(self.generator, episodes, self.iteration - 1)
@@ -209,6 +212,17 @@ class RLRun:
         self._save()
         self.ranks.wait()
         report(metrics)
+
+    def _by_origin(self, groups: Mapping[str, Rewards]) -> dict[str, float]:
+        """Of logged and of written tasks: the share of valid members that won, the mean value of those played, the written ones' age."""
+        values, tasks, found = self.sampler.values(), self.sheets.tasks, dict[str, float]()
+        for origin, written in (("logged", False), ("written", True)):
+            won = [r > 0 for name, rs in groups.items() if bool(tasks[name].lineage) is written for r in rs if r is not None]
+            worth = [v["value"] for name, v in values.items() if bool(tasks[name].lineage) is written and v["visits"]]
+            found |= {f"won_{origin}": fmean(won)} if won else {}
+            found |= {f"value_{origin}": fmean(worth)} if worth else {}
+        ages = [self.iteration - 1 - written_in(name) for name, t in tasks.items() if t.lineage]
+        return found | ({"age_written": fmean(ages)} if ages else {})
 
     def _write_tasks(self, generator: TaskGenerator, episodes: Sequence[Episode], iteration: int) -> dict[str, float]:
         """New tasks for the sampler, each played first; those that nobody could play go.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from dreamgym.curriculum.worlds import written_in
 from dreamgym.report.chart import Chart, Series, whole_ticks
 
 Json = dict[str, object]
@@ -32,13 +33,13 @@ def tasks_view(
     logged = [t for t in sampler["value"] if t not in written]
     rows = [_row("logged", logged, sampler)]
     if written:
-        ages = [len(metrics) - 1 - int(t.rpartition("~")[2].partition(".")[0]) for t in written]
+        ages = [len(metrics) - 1 - written_in(t) for t in written]
         rows.append(_row("written", sorted(written), sampler) | {"age": fmean(ages)})
     verdicts = Counter(str(d["verdict"]).partition(":")[0] for d in drafts if "seeds" in d)
     kept = [d for d in drafts if d.get("verdict") == "kept" and "seeds" in d]
     step = max(1, len(kept) // EXAMPLES)
     return {
-        "chart": _chart(metrics, "dreamed: " if dreaming else ""),
+        "charts": [_chart(metrics, "dreamed: " if dreaming else ""), *_by_origin(metrics, "dreamed" if dreaming else "training")],
         "rows": rows,
         "verdicts": verdicts.most_common(),
         "drafts": sum(verdicts.values()),
@@ -77,17 +78,37 @@ def _example(draft: Mapping[str, object], sampler: Mapping[str, Mapping[str, obj
 
 def _chart(metrics: Sequence[Mapping[str, object]], said: str) -> Chart:
     """Shares of the tasks played so far, by how their groups ended, and of the draw that was written."""
-
-    def at(key: str, over: str | float) -> list[tuple[float, float]]:
-        pairs = [(m, m.get(over) if isinstance(over, str) else over) for m in metrics if key in m]
-        return [(float(str(m["iteration"])) + 1, float(str(m[key])) / float(str(n))) for m, n in pairs if n]
-
     series = [
-        Series(f"{said}mean value of the tasks played so far, over 0.25", "s-dream", "triangle", at("mean_value", LARGEST), joined=True),
-        Series(f"{said}tasks that were always won", "s-idle", "square", at("tasks_all_won", "tasks_played"), joined=True),
-        Series(f"{said}tasks that always failed", "s-zero", "ring", at("tasks_all_failed", "tasks_played"), joined=True),
+        Series(f"{said}mean value of tasks played, over 0.25", "s-dream", "triangle", _points(metrics, "mean_value", LARGEST), joined=True),
+        Series(f"{said}tasks that were always won", "s-idle", "square", _points(metrics, "tasks_all_won", "tasks_played"), joined=True),
+        Series(f"{said}tasks that always failed", "s-zero", "ring", _points(metrics, "tasks_all_failed", "tasks_played"), joined=True),
     ]
     if any("synthetic" in m for m in metrics):
-        series.append(Series("share of written tasks in the draw", "s-train", "ring", at("synthetic", 1.0), joined=True))
+        series.append(Series("share of written tasks in the draw", "s-train", "ring", _points(metrics, "synthetic", 1.0), joined=True))
+    return _over_iterations("Which tasks were played", metrics, series)
+
+
+def _by_origin(metrics: Sequence[Mapping[str, object]], said: str) -> list[Chart]:
+    """How logged and written tasks went, and what they were worth; none where no written one was played."""
+    if not any("won_written" in m for m in metrics):
+        return []
+    series = [
+        Series(f"{said} success, {origin} tasks", style, marker, _points(metrics, f"won_{origin}"), joined=True)
+        for origin, style, marker in (("logged", "s-dream", "triangle"), ("written", "s-train", "ring"))
+    ]
+    series += [
+        Series(f"mean value over 0.25, {origin} tasks", style, "square", _points(metrics, f"value_{origin}", LARGEST), joined=True)
+        for origin, style in (("logged", "s-idle"), ("written", "s-invalid"))
+    ]
+    return [_over_iterations("Logged and written tasks", metrics, series)]
+
+
+def _points(metrics: Sequence[Mapping[str, object]], key: str, over: str | float = 1.0) -> list[tuple[float, float]]:
+    """A metric, over another one or a number, at the ends of the iterations that have it."""
+    pairs = [(m, m.get(over) if isinstance(over, str) else over) for m in metrics if key in m]
+    return [(float(str(m["iteration"])) + 1, float(str(m[key])) / float(str(n))) for m, n in pairs if n]
+
+
+def _over_iterations(title: str, metrics: Sequence[Mapping[str, object]], series: list[Series]) -> Chart:
     end = float(str(metrics[-1]["iteration"])) + 1
-    return Chart("Which tasks were played", "finished iterations", end, whole_ticks(end), series)
+    return Chart(title, "finished iterations", end, whole_ticks(end), series)
