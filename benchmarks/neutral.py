@@ -1,10 +1,11 @@
 """Does an edit change results? Cells stay valid through an edit that provably does not.
 
-    python -m benchmarks.neutral REV      # the code of a git revision against the working tree; twenty minutes of one core
+    python -m benchmarks.neutral REV              # the code of a git revision against the working tree; twenty minutes of one core
+    python -m benchmarks.neutral REV hard         # on these levels only; else on all that have cells or a kept model
 
 A cell's name holds a hash of the modules that decide it, so that an edit of them makes the grid start anew. This command plays a
-small form of every kind of cell on both levels (models trained for some steps; then, with models of ``benchmarks/work`` that were
-trained to the end, GRPO, evaluation and audit, each ablation of the experience model too), once with the code of REV and once with the
+small form of every kind of cell on each level (models trained for some steps; then, with models of ``benchmarks/work`` or ``models`` that
+were trained to the end, GRPO, evaluation and audit, each ablation of the experience model too), once with the code of REV and once with the
 working tree, and compares all that comes out: weights byte by byte, records key by key, times left out (an edit may add keys).
 Where all is equal, the new hashes go into ``results/same_code.json``, through which the grid finds the cells made before the edit;
 otherwise it names the files and ends with 1.
@@ -19,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -75,7 +76,8 @@ def small_form(level: str, out: Path) -> None:
 def newest(*patterns: str) -> Path:
     """The newest model that the first pattern names, or else the next: both trees play with the same one."""
     for pattern in patterns:
-        found = sorted((p.parent for p in (HERE / "work").glob(f"{pattern}/config.json")), key=lambda p: p.stat().st_mtime)
+        there = [p for kept in ("work", "models") for p in (HERE / kept).glob(f"{pattern}/config.json")]
+        found = sorted((p.parent for p in there), key=lambda p: p.stat().st_mtime)
         if found:
             return found[-1]
     sys.exit(f"error: benchmarks/work has no {' or '.join(patterns)}; fix: python -m benchmarks.grid LEVEL grpo_dream 0")
@@ -120,7 +122,14 @@ def play(tree: Path, level: str, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, cwd=tree, env=env, stdout=subprocess.DEVNULL)
 
 
-def main(rev: str) -> int:
+def levels_made() -> list[str]:
+    """Levels that something depends on."""
+    from benchmarks.cells import CELLS, MODELS, all_levels
+
+    return [level for level in all_levels() if any([*CELLS.glob(f"{level}-*"), *MODELS.glob(f"{level}-*")])]
+
+
+def main(rev: str, levels: Sequence[str]) -> int:
     console = Console(highlight=False)
     same_file = HERE / "results" / "same_code.json"
     same = json.loads(same_file.read_text()) if same_file.exists() else {}
@@ -133,7 +142,7 @@ def main(rev: str) -> int:
                 shutil.copytree(HERE.parent / part, after / part, ignore=shutil.ignore_patterns("work", "results", "__pycache__"))
             shutil.copytree(HERE / "results", after / "benchmarks" / "results", ignore=shutil.ignore_patterns("cells"))
             different = 0
-            for level in ("easy", "standard"):
+            for level in levels or levels_made():
                 outs = {name: Path(scratch) / level / name for name in ("before", "after")}
                 runs = [play(tree, level, outs[name]) for name, tree in (("before", before), ("after", after))]
                 if any([run.wait() for run in runs]):
@@ -154,7 +163,7 @@ def main(rev: str) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--small"]:
         small_form(sys.argv[2], Path(sys.argv[3]))
-    elif len(sys.argv) == 2:
-        sys.exit(main(sys.argv[1]))
+    elif len(sys.argv) > 1:
+        sys.exit(main(sys.argv[1], sys.argv[2:]))
     else:
         sys.exit(__doc__)

@@ -343,10 +343,6 @@ class RunConfig(Section):
             raise ValueError("curriculum.clusters groups tasks for PPO (advantage: gae, rl or s2r); else a task's own group is its group")
         if (c := self.continued) and (self.experience.endpoint or self.experience.pretrained) and (c.mistakes, c.rehearsal) != (4, 2.0):
             raise ValueError("continued.mistakes and continued.rehearsal are for a local experience model; leave them out")
-        if self.policy.lora and self.rl.advantage == "gae":
-            raise ValueError("rl.advantage: gae trains a critic with all its weights; with policy.lora use group or leave_one_out")
-        if self.policy.lora and self.s2r.advantage == "gae":
-            raise ValueError("s2r.advantage: gae trains a critic with all its weights; with policy.lora use group or leave_one_out")
         if self.replay.admit and self.replay.admit.surprise and (self.experience.endpoint or self.experience.pretrained):
             raise ValueError("replay.admit.surprise needs a local experience model; a chat model does not say how sure it is")
         if self.experience.prompt.k == 0 and self.replay != Buffer():

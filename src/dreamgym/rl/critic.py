@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForTokenClassification
+from transformers import AutoModelForTokenClassification, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from dreamgym.core.errors import TrainingError
@@ -16,26 +17,32 @@ from dreamgym.rl.losses import value_loss
 START_ANEW = "this iteration is not kept, checkpoints before it are. Train in a new folder with a lower {}, or look at the last episodes"
 
 
+HEAD = "score"
+"""What transformers calls the output layer of a token classifier on a decoder."""
+
+
 class Critic:
-    """A backbone of its own, begun from the policy's warm start, with one output per token that begins at 0."""
+    """A backbone of its own, begun from the policy's warm start, with one output per token that begins at 0. Where the policy is an
+    adapter (LoRA), so is the critic's backbone, on the same frozen base; the output layer is trained whole."""
 
     def __init__(self, folder: str | Path, config: RLConfig, pad: int) -> None:
-        """A critic saved in ``folder``; of a causal language model there, its backbone and a value of 0 everywhere."""
+        """A critic saved in ``folder``; of a causal language model (or an adapter) there, its backbone and a value of 0 everywhere."""
         self.config, self.pad = config, pad
+        self.adapted = (Path(folder) / "adapter_config.json").exists()
         said = logging.get_verbosity()
         logging.set_verbosity_error()  # that a policy has no value head needs no report
         try:
-            self.model = AutoModelForTokenClassification.from_pretrained(str(folder), num_labels=1, dtype=torch.float32)
-            self.model = self.model.to(device()).eval()
+            model, saved = _adapter(str(folder)) if self.adapted else _whole(str(folder))
+            self.model = model.to(device()).eval()  # type: ignore[arg-type]
         finally:
             logging.set_verbosity(said)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.critic_learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
-        saved = Path(folder) / "optimizer.pt"
-        if type(self.model).__name__ in (self.model.config.architectures or ()):
-            self.optimizer.load_state_dict(torch.load(saved, weights_only=True))
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=config.critic_learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
+        if saved:
+            self.optimizer.load_state_dict(torch.load(Path(folder) / "optimizer.pt", weights_only=True))
         else:
             with torch.no_grad():
-                for p in self.model.score.parameters():
+                for p in getattr(self.model, HEAD).parameters():
                     p.zero_()
 
     def values(self, prompts: Sequence[tuple[int, ...]]) -> list[float]:
@@ -59,6 +66,8 @@ class Critic:
         batches = self._batches(list(steps))
         per_update = max(1, -(-len(batches) // updates))
         losses = []
+        if self.adapted:
+            recompute(self.model.get_base_model())
         for _ in range(self.config.critic_passes):
             for first in range(0, len(batches), per_update):
                 part = batches[first : first + per_update]
@@ -70,12 +79,13 @@ class Critic:
                     loss = value_loss(self._read(batch).cpu()[rows], was, target, self.config.value_clip).sum() / n
                     loss.backward()
                     lost += float(loss.detach())
-                norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
+                norm = float(torch.nn.utils.clip_grad_norm_(self.trained, self.config.max_grad_norm))
                 if not math.isfinite(norm):
                     raise TrainingError(f"the critic's gradient is {norm}; {START_ANEW.format('critic_learning_rate')}")
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
                 losses.append(lost)
+        self.model.eval()
         aims, said = torch.tensor(list(targets)), torch.tensor(list(old))
         explained = 1 - float((aims - said).var() / aims.var()) if len(aims) > 1 and aims.var() > 0 else 0.0
         return {"value_loss": sum(losses) / max(len(losses), 1), "explained": explained}
@@ -87,7 +97,7 @@ class Critic:
         last = torch.tensor([len(p) - 1 for p in prompts], device=place)
         mask = (torch.arange(width, device=place) <= last[:, None]).long()
         with torch.autocast(place.type, dtype=torch.bfloat16):
-            told = self.model(input_ids=ids, attention_mask=mask).logits[..., 0].float()
+            told = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[..., 0].float()
         return told[torch.arange(len(prompts), device=place), last]
 
     def _batches(self, prompts: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
@@ -102,3 +112,37 @@ class Critic:
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(str(folder))
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+
+
+def _whole(folder: str) -> tuple[PreTrainedModel, bool]:
+    """A model with a value head, and whether it was saved with one."""
+    model = AutoModelForTokenClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+    return model, type(model).__name__ in (model.config.architectures or ())
+
+
+def _adapter(folder: str) -> tuple[PreTrainedModel, bool]:
+    """The same where ``folder`` has an adapter: of a critic as it is, of a policy with a value head beside it."""
+    from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+
+    config = PeftConfig.from_pretrained(folder)
+    frozen = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    base = AutoModelForTokenClassification.from_pretrained(str(config.base_model_name_or_path), num_labels=1, dtype=frozen)
+    if saved := config.task_type == "TOKEN_CLS":
+        model = PeftModel.from_pretrained(base, folder, is_trainable=True)
+    else:
+        config.task_type, config.modules_to_save, config.inference_mode = "TOKEN_CLS", [HEAD], False
+        new = {f"base_model.model.{HEAD}.{name}": p for name, p in getattr(base, HEAD).named_parameters()}
+        model = get_peft_model(base, config)
+        set_peft_model_state_dict(model, load_peft_weights(folder) | new)
+    for p in (p for p in model.parameters() if p.requires_grad):
+        p.data = p.data.float()
+    return model, saved  # type: ignore[return-value]  # it passes on all that is asked of the model inside
+
+
+def recompute(model: PreTrainedModel) -> None:
+    """Keep only each layer's input for the backward pass: a large model's activations do not fit. What is in a layer stays as it is
+    evaluated, without dropout."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True

@@ -16,8 +16,6 @@ from pathlib import Path
 from statistics import pstdev
 
 import torch
-from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dreamgym.core.errors import TrainingError
 from dreamgym.core.types import Task, Transition
@@ -26,7 +24,7 @@ from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack
 from dreamgym.rl.advantages import divisor
 from dreamgym.rl.config import RLConfig
 from dreamgym.rl.credit import critic_credit, episode_return, has_effect, step_credit
-from dreamgym.rl.critic import START_ANEW, Critic
+from dreamgym.rl.critic import START_ANEW, Critic, recompute
 from dreamgym.rl.losses import average, clipped_surrogate, divergence, entropy, importance
 from dreamgym.rl.policy import ACTION_TOKENS, Sample
 from dreamgym.rl.ranks import ALONE, Ranks
@@ -136,7 +134,7 @@ class Trainer:
         total = sum(map(sum, trained))
         share = max(1, -(-len(parts) // c.updates))
         if self.lm.adapted:
-            _recompute(self.lm.causal)
+            recompute(self.lm.causal)
         clipped, norms, diverged, spread = 0.0, list[float](), 0.0, 0.0
         for _ in range(c.passes):
             for first in range(0, len(parts), share):
@@ -218,15 +216,6 @@ class Trainer:
             self.critic = Critic(folder / "critic", self.config, self.lm.pad)
         data = json.loads((folder / "progress.json").read_text())
         self.progress = Progress(data["iteration"], data["metrics"])
-
-
-def _recompute(model: PreTrainedModel) -> None:
-    """Keep only each layer's input for the backward pass: a large policy's activations do not fit. What is in a layer stays as it is
-    evaluated, without dropout."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True
 
 
 def _of_policy(batch: Batch, name: str) -> torch.Tensor:
