@@ -60,6 +60,7 @@ REINFORCED = (
     "rl/trainer.py",
     "curriculum/*.py",
     "pipeline/rl_run.py",
+    "pipeline/new_tasks.py",
 )
 TAUGHT = (
     "replay/__init__.py",

@@ -12,21 +12,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from statistics import fmean
 
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import BudgetError, DataError, TrainingError
 from dreamgym.core.files import episode_line, write_atomic
 from dreamgym.core.types import Episode, Task
 from dreamgym.curriculum.config import SamplerConfig
-from dreamgym.curriculum.generator import Achieved, Draft, TaskGenerator
+from dreamgym.curriculum.generator import Achieved, TaskGenerator
 from dreamgym.curriculum.sampler import TaskSampler, ValueSampler
-from dreamgym.curriculum.values import Rewards, progress_of
-from dreamgym.curriculum.worlds import written_in
+from dreamgym.curriculum.values import progress_of
 from dreamgym.dream import SheetBook
 from dreamgym.envs.adapter import Adapter
 from dreamgym.experience.model import ExperienceModel
 from dreamgym.lm.local import LocalLM
+from dreamgym.pipeline.new_tasks import NewTasks
 from dreamgym.pipeline.play import play_dream, play_real, real_rate, seats_for
 from dreamgym.replay.contract import Replay
 from dreamgym.rl.config import RLConfig
@@ -60,7 +59,7 @@ class RLRun:
         achieved: Achieved | None = None,
         clusters: Mapping[str, int] | None = None,
     ) -> None:
-        self.ranks, self.generator, self.achieved = ranks, generator, achieved
+        self.ranks = ranks
         self.seed, self.context, self.action_tokens = seed, context, action_tokens
         self.config, self.adapter, self.folder, self.counter = config, adapter, folder, counter
         self.model, self.replay = model, replay
@@ -78,6 +77,10 @@ class RLRun:
         self.trainer = Trainer(self.lm, config, self._play, start, seed, action_tokens, ranks)
         self.sheets = SheetBook(tasks.values())
         self.sampler: TaskSampler = ValueSampler(sorted(tasks), seed, choose, clusters)
+        written = folder / "tasks.jsonl"
+        self.new_tasks: NewTasks | None = None
+        if generator is not None:
+            self.new_tasks = NewTasks(generator, achieved, self.sampler, self.sheets, self._rollouts, ranks, written, seed)
         self.probe: list[dict[str, float]] = []
         self.ended = ""
         """Why ``run`` came to its end: ``iterations``, ``budget``, ``patience`` or ``alarm``."""
@@ -86,8 +89,8 @@ class RLRun:
             (self.folder / "failed.jsonl").unlink(missing_ok=True)
             _cut(self.folder / "metrics.jsonl", self.iteration, "iteration")
             _cut(self.folder / "episodes.jsonl", self.iteration, "policy_version")
-            if (self.folder / "tasks.jsonl").exists():
-                _cut(self.folder / "tasks.jsonl", self.iteration, "iteration")
+            if written.exists():
+                _cut(written, self.iteration, "iteration")
         if self.replay is not None:
             self.replay.rewind(self.iteration)
             ranks.wait()
@@ -183,13 +186,12 @@ class RLRun:
             if self.replay is not None:
                 self.replay.add(episodes, self.iteration)
                 self.ranks.wait()
-        if self.generator is not None:
-            metrics["synthetic"] = sum(bool(self.sheets.tasks[name].lineage) for name in groups) / max(len(groups), 1)
-            metrics |= self._by_origin(groups)
-        if self.generator is not None and self.iteration % self.generator.config.every == 0 and self.iteration < self.config.iterations:
-            began = time.perf_counter()
-            metrics |= self._write_tasks(self.generator, episodes, self.iteration - 1)
-            metrics["write_s"] = time.perf_counter() - began
+        if self.new_tasks is not None:
+            metrics |= self.new_tasks.population(groups, self.iteration - 1)
+            if self.iteration % self.new_tasks.generator.config.every == 0 and self.iteration < self.config.iterations:
+                began = time.perf_counter()
+                metrics |= self.new_tasks.write(episodes, self.iteration - 1)
+                metrics["write_s"] = time.perf_counter() - began
         spent = {name: float(n - before[name]) for name, n in self._spent().items()}
         metrics |= dict(zip(spent, self.ranks.total(list(spent.values())), strict=True))
         metrics |= (
@@ -212,51 +214,6 @@ class RLRun:
         self._save()
         self.ranks.wait()
         report(metrics)
-
-    def _by_origin(self, groups: Mapping[str, Rewards]) -> dict[str, float]:
-        """Of logged and of written tasks: the share of valid members that won, the mean value of those played, the written ones' age."""
-        values, tasks, found = self.sampler.values(), self.sheets.tasks, dict[str, float]()
-        for origin, written in (("logged", False), ("written", True)):
-            won = [r > 0 for name, rs in groups.items() if bool(tasks[name].lineage) is written for r in rs if r is not None]
-            worth = [v["value"] for name, v in values.items() if bool(tasks[name].lineage) is written and v["visits"]]
-            found |= {f"won_{origin}": fmean(won)} if won else {}
-            found |= {f"value_{origin}": fmean(worth)} if worth else {}
-        ages = [self.iteration - 1 - written_in(name) for name, t in tasks.items() if t.lineage]
-        return found | ({"age_written": fmean(ages)} if ages else {})
-
-    def _write_tasks(self, generator: TaskGenerator, episodes: Sequence[Episode], iteration: int) -> dict[str, float]:
-        """New tasks for the sampler, each played first; those that nobody could play go.
-
-        Every draft is written down with its seeds and what came of it.
-        """
-        gone = self.sampler.unplayable()
-        self.sampler.drop(gone)
-        for name in gone:
-            del self.sheets.tasks[name]
-        values = self.sampler.values()
-        drafts: list[Draft] = []
-        if self.ranks.first:
-            drafts = generator.vary(self.sheets.tasks, values, iteration)
-            known = self.sheets.tasks | {d.task.id: d.task for d in drafts if d.task}
-            drafts += generator.hindsight(episodes, self.achieved, known, iteration) if self.achieved else []
-        drafts = self.ranks.said(drafts)
-        new = {d.task.id: d.task for d in drafts if d.task is not None}
-        seats = [Seat(t, m, self.seed, iteration) for t in new.values() for m in range(generator.config.rollouts)]
-        played = self._rollouts(seats) if seats else []
-        feasible = {r.episode.task.id for r in played if r.episode.valid}
-        self.sheets.tasks |= {name: t for name, t in new.items() if name in feasible}
-        self.sampler.add([t for name, t in new.items() if name in feasible])
-        if self.ranks.first:
-            lines = [_written(d, feasible, values) | {"iteration": iteration} for d in drafts]
-            lines += [{"iteration": iteration, "task": name, "verdict": "dropped: its last group had no valid rollout"} for name in gone]
-            with open(self.folder / "tasks.jsonl", "a", encoding="utf-8") as f:
-                f.write("".join(json.dumps(x) + "\n" for x in lines))
-        return {
-            "tasks_written": float(len(feasible)),
-            "drafts_refused": float(len(drafts) - len(feasible)),
-            "tasks_dropped": float(len(gone)),
-            "transitions_checking": float(sum(len(r.episode.transitions) for r in played)),
-        }
 
     def _affordable(self, probed: int) -> int:
         """Tasks of the next iteration, 0 = the real budget bears none: fewer where it bears no more than that and a probe of ``probed``
@@ -389,15 +346,6 @@ class RLRun:
         self.sheets.tasks = {n: t.model_copy(update={"sheet": tuple(state["sheets"][n])}) for n, t in self.sheets.tasks.items()}
         found = state.get("held")
         return None if found is None else int(found)
-
-
-def _written(draft: Draft, feasible: set[str], values: dict[str, dict[str, float]]) -> dict[str, object]:
-    """A draft as a line of ``tasks.jsonl``."""
-    task, verdict = draft.task.id if draft.task else None, draft.verdict
-    if task is not None and task not in feasible:
-        verdict = "no rollout was valid"
-    worth = values[draft.parent]["value"] if draft.parent in values else None
-    return {**draft._asdict(), "task": task, "verdict": verdict, "parent_value": worth}
 
 
 def fingerprint(folder: Path) -> str | None:
