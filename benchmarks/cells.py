@@ -103,6 +103,7 @@ SEVERAL_ROOMS = (
     "envs/textworld/navigation.py",
     "envs/textworld/panels.py",
     "envs/textworld/hindsight.py",
+    "curriculum/worlds.py",
     "curriculum/writing.py",
     "pipeline/player.py",
 )

@@ -27,6 +27,7 @@ from dreamgym.core.files import write_json
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.types import Task
 from dreamgym.curriculum.config import GeneratorConfig
+from dreamgym.curriculum.generator import LACKING
 from dreamgym.curriculum.sampler import ValueSampler
 from dreamgym.curriculum.values import variance
 from dreamgym.envs.textworld.realise import solved
@@ -118,13 +119,15 @@ def main() -> None:
     played = play_dream(actor, model, cap, seats_for(kept, 0, GROUP))
     known = {cell.adapter.canonical(t.instruction) for t in cell.tasks.values()}
     verdicts = Counter(d.verdict.partition(":")[0] for d in drafts)
+    held = [d for d in drafts if d.task or d.verdict.startswith((LACKING, "another draft", "none was"))]  # against their worlds
     uniform, written = mean_value(groups(fresh)), mean_value(groups(played))
     result = {
         "level": POOL,
         "n": len(kept),
         "drafts": len(drafts),
         "well_formed": fmean(generator.well_formed(d.instruction) for d in drafts),
-        "possible": 1 - (verdicts["names what is not in its world"] + verdicts["unreadable"]) / len(drafts),
+        "possible": fmean(not d.verdict.startswith(LACKING) for d in held),
+        "furnished": fmean(bool(d.furnished) for d in held),
         "solvable": fmean(p.solvable for p in proofs),
         "not_solvable": Counter(p.reason.partition(":")[0] for p in proofs if not p.solvable),
         "novel": fmean(cell.adapter.canonical(t.instruction) not in known for t in kept),

@@ -4,9 +4,10 @@
     python -m benchmarks.neutral REV hard         # on these levels only; else on all that have cells or a kept model
 
 A cell's name holds a hash of the modules that decide it, so that an edit of them makes the grid start anew. This command plays a
-small form of every kind of cell on each level (models trained for some steps; then, with models of ``benchmarks/work`` or ``models`` that
-were trained to the end, GRPO, evaluation and audit, each ablation of the experience model too), once with the code of REV and once with the
-working tree, and compares all that comes out: weights byte by byte, records key by key, times left out (an edit may add keys).
+small form of the arms of ``PLAYED`` on each level (models trained for some steps; then, with models of ``benchmarks/work`` or
+``models`` that were trained to the end, GRPO, evaluation and audit, each ablation of the experience model too), once with the code of
+REV and once with the working tree, and compares all that comes out: weights byte by byte, records key by key, times left out (an edit may
+add keys).
 Where all is equal, the new hashes go into ``results/same_code.json``, through which the grid finds the cells made before the edit;
 otherwise it names the files and ends with 1.
 """
@@ -31,8 +32,16 @@ TIMES = ("wall_s", "shared_wall_s", "rollout_s", "update_s", "peak_rss_gib", "co
 LOGGED = 12_000
 """Steps of the logs in the small form."""
 MODELS = {"experience": "full", "sft": "s0"}
-"""What is played with: of this level and kind where ``benchmarks/work`` has one, else of another variant, else of the other level."""
+"""What is played with: of this level and kind where ``benchmarks/work`` or ``models`` has one, else of another variant, else of another
+level."""
 METHODS = ("sft", "grpo_real", "grpo_dream", "grpo_dream+no_reasoning", "grpo_dream+no_retrieval", "grpo_dream+no_sheet")
+PLAYED = {
+    "easy": METHODS,
+    "standard": METHODS,
+    "hard": ("sft", "grpo_real", "grpo_dream", "ppo_real", "ppo_dream"),
+    "mixed": ("sft", "grpo_dream+uniform", "grpo_dream+hindsight"),
+}
+"""The arms of the small form. Cells of a kind that is not among them start anew after an edit."""
 
 
 def small_form(level: str, out: Path) -> None:
@@ -60,17 +69,18 @@ def small_form(level: str, out: Path) -> None:
         cell.tasks = grid.tasks_of(cell.known)
         return cell
 
-    for method in METHODS:
+    for method in PLAYED[level]:
         cell = small_cell(method)
-        if method.startswith("grpo_dream"):
+        if named.learning(method)[1] == "dream":
             cell.experience()
         cell.warm()
     put(WORK=out / "played")
     for training, model in (("warm_start", "sft-s0"), ("train_experience", "experience-full")):
         setattr(grid, training, copy_of(models[model], out))
-    for method in METHODS:
+    for method in PLAYED[level]:
         small_cell(method).run()
-    (out / "code.json").write_text(json.dumps({kind: named.own_hash(level, kind) for kind in grid.DECIDES}))
+    kinds = {"warm", "experience", *map(named.kind_of, PLAYED[level])}
+    (out / "code.json").write_text(json.dumps({kind: named.own_hash(level, kind) for kind in sorted(kinds)}))
 
 
 def newest(*patterns: str) -> Path:
@@ -80,7 +90,7 @@ def newest(*patterns: str) -> Path:
         found = sorted((p.parent for p in there), key=lambda p: p.stat().st_mtime)
         if found:
             return found[-1]
-    sys.exit(f"error: benchmarks/work has no {' or '.join(patterns)}; fix: python -m benchmarks.grid LEVEL grpo_dream 0")
+    sys.exit(f"error: neither benchmarks/work nor models has {' or '.join(patterns)}; fix: python -m benchmarks.grid LEVEL grpo_dream 0")
 
 
 def copy_of(model: Path, out: Path) -> Callable[..., None]:
@@ -142,7 +152,7 @@ def main(rev: str, levels: Sequence[str]) -> int:
                 shutil.copytree(HERE.parent / part, after / part, ignore=shutil.ignore_patterns("work", "results", "__pycache__"))
             shutil.copytree(HERE / "results", after / "benchmarks" / "results", ignore=shutil.ignore_patterns("cells"))
             different = 0
-            for level in levels or levels_made():
+            for level in levels:
                 outs = {name: Path(scratch) / level / name for name in ("before", "after")}
                 runs = [play(tree, level, outs[name]) for name, tree in (("before", before), ("after", after))]
                 if any([run.wait() for run in runs]):
@@ -164,6 +174,8 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--small"]:
         small_form(sys.argv[2], Path(sys.argv[3]))
     elif len(sys.argv) > 1:
-        sys.exit(main(sys.argv[1], sys.argv[2:]))
+        if not (chosen := sys.argv[2:] or levels_made()):
+            sys.exit("error: no level has cells or a kept model, so there is nothing to compare; name levels")
+        sys.exit(main(sys.argv[1], chosen))
     else:
         sys.exit(__doc__)

@@ -142,14 +142,34 @@ def test_what_its_world_lacks_is_written_into_it():
     ("found", "why"),
     [
         (("sheet", "cellar", "raw"), "no such place: cellar"),
-        (("state", "fridge", "raw"), "in state, where nothing else is told of fridge"),
-        (("sheet", "fridge", "fried"), "no logged world says so of it: fried"),
+        (("state", "fridge", "raw"), "nothing that a logged task names is in fridge (state)"),
+        (("sheet", "lime", "raw"), "nothing that a logged task names is in lime (sheet)"),
+        (("sheet", "fridge", "fried"), "no logged world says so of it: 'fried'"),
+        (("sheet", "fridge", "raw raw"), "no logged world says so of it: 'raw raw'"),
+        (("sheet", "fridge", "raw\u2028raw"), "no logged world says so of it: 'raw\\u2028raw'"),
+        (("sheet", "fridge", ""), "no logged world says so of it: ''"),
         (("sheet", "the fridge", "raw"), "unreadable"),
     ],
 )
 def test_a_line_that_does_not_fit_into_its_world_is_refused(found, why):
     writer = Drafts("cook egg fried", lines={"egg": Placed(*found)})
     assert next(d for d in vary(writer) if d.parent == "t/0").verdict == f"names what is not in its world: egg ({why})"
+
+
+def test_a_thing_belongs_where_the_place_has_its_things_in_this_world():
+    """Some fridges stand open at the start, this one is closed."""
+    open_one = Task(id="t/50", instruction="cook lime fried", first_state=("[fridge] lime: raw", "[kitchen] fridge: open"))
+    worlds = LoggedWorlds([*LOGGED, open_one])
+    assert worlds.furnished(TASKS["t/0"], "egg", Placed("state", "fridge", "raw")) == "in state, where nothing else is told of fridge"
+    assert isinstance(worlds.furnished(open_one, "egg", Placed("state", "fridge", "raw")), Task)
+    assert worlds.furnished(open_one, "egg", Placed("sheet", "fridge", "raw")) == "in sheet, where nothing else is told of fridge"
+
+
+def test_an_element_with_a_number_is_not_told_of_twice():
+    page, other = ('[7] button: "go"', '[8] field: ""'), ('[7] link: "go"', '[8] field: ""')
+    logged = [Task(id=f"w/{i}", instruction="click link now", first_state=other) for i in range(3)]
+    found = LoggedWorlds(logged).furnished(Task(id="w/9", instruction="click", first_state=page), "link", Placed("state", "7", '"go"'))
+    assert found == "[7] is something else there"
 
 
 def test_what_no_logged_world_has_is_not_asked_for():
@@ -310,7 +330,10 @@ def test_a_chat_model_writes_what_a_world_lacks_over_http():
         if "Missing" in read:
             seen.append(read)
             return json.dumps({"in_sight": False, "place": "fridge", "description": "raw\n"})
-        return json.dumps({"reasoning": "fine", "selection": 1} if "Drafts" in read else {"task": "cook egg fried"})
+        if "Drafts" in read:
+            possible = read.get("Added") == ["[fridge] egg: raw"] and "egg" in read["Drafts"][0]
+            return json.dumps({"reasoning": "egg is there now" if possible else "no egg", "selection": int(possible)})
+        return json.dumps({"task": "cook egg fried"})
 
     with LoopbackServer(answer) as server:
         writer = ChatWriter(Endpoint(EndpointConfig(base_url=server.url, model="m", concurrency=1)))

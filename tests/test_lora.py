@@ -60,6 +60,25 @@ def test_only_the_adapter_learns_and_resumes_exactly(start, tmp_path, algorithm)
             assert torch.equal(a, b)
 
 
+def test_a_critic_beside_a_bf16_base_comes_back_exactly(start, tmp_path):  # noqa: F811
+    """As on an accelerator, whose frozen base is in bf16; on the processor all is in float32."""
+    from dreamgym.rl.critic import _adapter
+
+    torch.manual_seed(0)
+    LocalLM.load(start, Lora(r=8, alpha=16)).save(tmp_path / "sft")
+    first, known = _adapter(str(tmp_path / "sft"), torch.bfloat16)
+    assert not known
+    learnt = {n: p for n, p in first.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in learnt.values()} == {torch.float32}
+    with torch.no_grad():
+        for p in learnt.values():
+            p += torch.randn_like(p)
+    first.save_pretrained(str(tmp_path / "critic"))
+    again, known = _adapter(str(tmp_path / "critic"), torch.bfloat16)
+    assert known
+    assert all(torch.equal(p, learnt[n]) for n, p in again.named_parameters() if p.requires_grad)
+
+
 def test_layers_are_computed_again_without_dropout(start, monkeypatch):  # noqa: F811
     monkeypatch.setattr("dreamgym.rl.trainer.recompute", lambda model: None)
     taken = []

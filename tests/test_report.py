@@ -378,6 +378,7 @@ def test_the_page_tells_which_tasks_were_played_and_what_was_written(full_run: P
     assert "written into its world: [shelf] <i>kiwi</i>: ripe" in text
     assert "Logged and written tasks" in page
     assert "<title>dreamed success, written tasks" in page
+    assert "dreamed: mean value over 0.25, written tasks" in page
     assert "logged 2 2 dreamed 0.12" in text, "two logged tasks, both played, mean value of 0.25 and 0"
     assert "written 1 1" in text
     shown = re.sub(r"<span class=\"dreamed\".*?</span>|<title>dreamed.*?</title>|<svg.*?</svg>", "", page, flags=re.S)

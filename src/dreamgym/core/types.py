@@ -65,6 +65,11 @@ class Task(_Value):
     difficulty: str = ""
 
 
+def written_in(task: str) -> int:
+    """The iteration that a written task is of, from its id (``curriculum/generator.py``)."""
+    return int(task.rpartition("~")[2].partition(".")[0])
+
+
 class Transition(_Value):
     """One step: what was done in ``state``, what changed, and what the environment paid."""
 

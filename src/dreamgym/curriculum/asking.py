@@ -73,14 +73,15 @@ class ChatWriter:
 def variation_messages(seeds: Sequence[str], world: Task) -> tuple[Message, ...]:
     """The prompt that asks for one draft."""
     sections = [("Tasks", [quoted(s) for s in seeds]), *_world(world)]
-    return ("system", prompt("vary-task.v1")), ("user", sectioned(sections))
+    return ("system", prompt("vary-task.v2")), ("user", sectioned(sections))
 
 
 def selection_messages(choice: Choice) -> tuple[Message, ...]:
     """The prompt that asks for a pick."""
     numbered = [quoted(f"{n}. {d}") for n, d in enumerate(choice.drafts, start=1)]
     sections = [("Original task", [quoted(choice.parent.instruction)]), *_world(choice.parent), ("Drafts", numbered)]
-    return ("system", prompt("select-task.v1")), ("user", sectioned(sections))
+    sections += [(f"Added to the world of draft {n}", [quoted(s) for s in lines]) for n, lines in enumerate(choice.added, start=1) if lines]
+    return ("system", prompt("select-task.v2")), ("user", sectioned(sections))
 
 
 def lack_messages(lack: Lack) -> tuple[Message, ...]:

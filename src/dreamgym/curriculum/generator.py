@@ -40,7 +40,7 @@ class Draft(NamedTuple):
     """``kept``, or why not."""
     task: Task | None
     furnished: State = ()
-    """Lines that were written into its world."""
+    """Lines that were written into its world, also where another draft was chosen."""
 
 
 class TaskGenerator:
@@ -85,7 +85,12 @@ class TaskGenerator:
         rows = [range(i * self.config.drafts, (i + 1) * self.config.drafts) for i in range(len(parents))]
         sound = [[i for i in row if not checked[i][0] and isinstance(homes[i], Task)] for row in rows]
         choices = [
-            Choice(parent, tuple(str(written[i]) for i in of), tuple(checked[i][1] for i in of))
+            Choice(
+                parent,
+                tuple(str(written[i]) for i in of),
+                tuple(checked[i][1] for i in of),
+                tuple(beyond(parent, home) for i in of if isinstance(home := homes[i], Task)),
+            )
             for parent, of in zip(parents, sound, strict=True)
         ]
         picked = {of[n] for of, n in zip(sound, self.writer.choose(choices), strict=True) if n is not None}
@@ -95,7 +100,7 @@ class TaskGenerator:
             others = "another draft was chosen" if picked & set(rows[i // self.config.drafts]) else "none was chosen"
             passed = "kept" if task else "like another task of its world" if i in picked else others
             verdict = verdict or (home if isinstance(home, str) else passed)
-            found.append(Draft(ask.world.id, ask.seeds, text, verdict, task, beyond(ask.world, task) if task else ()))
+            found.append(Draft(ask.world.id, ask.seeds, text, verdict, task, beyond(ask.world, home) if isinstance(home, Task) else ()))
         return found
 
     def _homes(self, asked: Sequence[Asked], written: Sequence[str | None], verdicts: Sequence[str]) -> list[Task | str]:
@@ -139,7 +144,7 @@ class TaskGenerator:
         return found
 
     def _new(self, parent: Task, text: str, worlds: dict[str, list[str]], iteration: int) -> Task | None:
-        """The draft as a task in its parent's world; None where that has got one like it meanwhile."""
+        """The draft as a task in the world of ``parent``; None where a task like it has come into that logged world meanwhile."""
         here = worlds.setdefault(world_of(parent), [])
         if self._nearest(text, here) >= self.config.alike:
             return None
@@ -215,7 +220,7 @@ def _world(task: Task) -> State:
 
 
 def world_of(task: Task) -> str:
-    """The logged task whose world a task is in."""
+    """The logged task in whose world a task is, with or without further things."""
     return (*task.lineage, task.id)[0]
 
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from dreamgym.core.state import LINE, State, line, make_state
+from dreamgym.core.state import LINE, State, entity, line, make_state
 from dreamgym.core.types import Task
 from dreamgym.replay.encoder import HashingEncoder
 
@@ -67,7 +67,7 @@ def without(task: Task, thing: str) -> Task:
 
 
 class LoggedWorlds:
-    """The worlds of the logs: who has a thing, and how it is described there."""
+    """The worlds of the logs: who has a thing, how it is described there, and which places have things in them."""
 
     def __init__(self, logged: Sequence[Task]) -> None:
         self._tasks = logged
@@ -75,11 +75,16 @@ class LoggedWorlds:
         self._vectors = self._encoder.encode([(_lines(t), "") for t in logged])
         self._having: dict[str, list[int]] = defaultdict(list)
         self._said: dict[str, set[str]] = defaultdict(set)
+        self._places: set[tuple[Where, str]] = set()
+        named = {w for t in logged for w in words_of(t.instruction)}
         for i, t in enumerate(logged):
-            for m in filter(None, map(LINE.fullmatch, _lines(t))):
-                if i not in self._having[m["kind"]][-1:]:
-                    self._having[m["kind"]].append(i)
-                self._said[m["kind"]] |= set(words_of(m["text"] or ""))
+            for where in get_args(Where):
+                for m in filter(None, map(LINE.fullmatch, _part(t, where))):
+                    if i not in self._having[m["kind"]][-1:]:
+                        self._having[m["kind"]].append(i)
+                    self._said[m["kind"]].add(m["text"] or "")
+                    if m["kind"] in named:
+                        self._places.add((where, m["place"]))
 
     def alike(self, world: Task, thing: str) -> tuple[Task, ...]:
         """The logged worlds most like ``world`` that have ``thing``, the most alike first; never the one it descends from."""
@@ -92,13 +97,17 @@ class LoggedWorlds:
         """``world`` with ``thing`` in it, or why it cannot be there so."""
         if found is None or not LINE.fullmatch(told := line(found.place, thing, found.text)):
             return "unreadable"
-        if found.place not in named_in(world.first_state if found.where == "state" else _lines(world)):
+        if found.place not in _spots(_lines(world) if found.where == "sheet" else world.first_state):
             return f"no such place: {found.place}"
+        if (found.where, found.place) not in self._places:
+            return f"nothing that a logged task names is in {found.place} ({found.where})"
         there = {w for w in get_args(Where) for m in map(LINE.fullmatch, _part(world, w)) if m and m["place"] == found.place}
         if there and found.where not in there:
             return f"in {found.where}, where nothing else is told of {found.place}"
-        if strange := [w for w in words_of(found.text) if w not in self._said.get(thing, ())]:
-            return f"no logged world says so of it: {strange[0]}"
+        if found.text not in self._said.get(thing, ()):
+            return f"no logged world says so of it: {found.text!r}"
+        if entity(told) in map(entity, _lines(world)):
+            return f"{entity(told)} is something else there"
         name = "first_state" if found.where == "state" else "sheet"
         return world.model_copy(update={name: make_state((*_part(world, found.where), told))})
 
@@ -111,15 +120,16 @@ def _lines(task: Task) -> State:
     return (*task.first_state, *task.sheet)
 
 
+def _spots(lines: State) -> set[str]:
+    """Whatever lines speak of; which of it are places, the logs know."""
+    found = [m for m in map(LINE.fullmatch, lines) if m]
+    return {spot for m in found for spot in (m["place"], m["kind"], *words_of(m["text"] or ""))}
+
+
 def things_named(instruction: str, task: Task) -> list[str]:
     """Things of a task's world that an instruction names and that a line is about, in its order."""
     about = {m["kind"] for m in map(LINE.fullmatch, _lines(task)) if m}
     return [w for w in dict.fromkeys(words_of(instruction)) if w in about]
-
-
-def written_in(name: str) -> int:
-    """The iteration that a written task is of, from its id."""
-    return int(name.rpartition("~")[2].partition(".")[0])
 
 
 def shown(alike: Iterable[Task], thing: str) -> list[Placed]:

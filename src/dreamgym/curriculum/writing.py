@@ -21,6 +21,7 @@ from dreamgym.core.grammar import (
     render_variation,
 )
 from dreamgym.core.seeding import keyed_rng
+from dreamgym.core.state import State
 from dreamgym.core.types import Task
 from dreamgym.curriculum.worlds import Lack, LoggedWorlds, Placed, Where, placed, shown, things_named, without
 from dreamgym.lm.local import LocalLM
@@ -41,11 +42,12 @@ class Asked(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Sound drafts for one parent, each with the cosine of the task most like it in its world."""
+    """Sound drafts for one parent, each with the cosine of the task most like it in its world, and what was written into that for it."""
 
     parent: Task
     drafts: tuple[str, ...]
     nearness: tuple[float, ...]
+    added: tuple[State, ...]
 
 
 class Writer(Protocol):

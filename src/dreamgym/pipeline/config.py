@@ -252,7 +252,8 @@ class Curriculum(SamplerConfig):
     hindsight: bool = False
     """What failed episodes did achieve becomes a task too, where the environment's adapter has ``achieved(task, episode)``."""
     writing: int = Field(8, ge=1)
-    """How often the local experience model sees each logged task as an example of writing, where tasks are written."""
+    """How often the local experience model sees each logged task as an example of writing, where tasks are written, and as often its world
+    as an example of what it lacks."""
 
     @model_validator(mode="after")
     def _hindsight_writes(self) -> "Curriculum":

@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from dreamgym.core.types import Episode
+from dreamgym.core.types import Episode, written_in
 from dreamgym.curriculum.generator import Achieved, Draft, TaskGenerator
 from dreamgym.curriculum.sampler import TaskSampler
 from dreamgym.curriculum.values import Rewards
-from dreamgym.curriculum.worlds import written_in
 from dreamgym.dream import SheetBook
 from dreamgym.rl.ranks import Ranks
 from dreamgym.rl.rollout import Rollout, Seat

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from dreamgym.curriculum.worlds import written_in
+from dreamgym.core.types import written_in
 from dreamgym.report.chart import Chart, Series, whole_ticks
 
 Json = dict[str, object]
@@ -97,7 +97,7 @@ def _by_origin(metrics: Sequence[Mapping[str, object]], said: str) -> list[Chart
         for origin, style, marker in (("logged", "s-dream", "triangle"), ("written", "s-train", "ring"))
     ]
     series += [
-        Series(f"mean value over 0.25, {origin} tasks", style, "square", _points(metrics, f"value_{origin}", LARGEST), joined=True)
+        Series(f"{said}: mean value over 0.25, {origin} tasks", style, "square", _points(metrics, f"value_{origin}", LARGEST), joined=True)
         for origin, style in (("logged", "s-idle"), ("written", "s-invalid"))
     ]
     return [_over_iterations("Logged and written tasks", metrics, series)]

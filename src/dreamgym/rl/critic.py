@@ -32,7 +32,8 @@ class Critic:
         said = logging.get_verbosity()
         logging.set_verbosity_error()  # that a policy has no value head needs no report
         try:
-            model, saved = _adapter(str(folder)) if self.adapted else _whole(str(folder))
+            frozen = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+            model, saved = _adapter(str(folder), frozen) if self.adapted else _whole(str(folder))
             self.model = model.to(device()).eval()  # type: ignore[arg-type]
         finally:
             logging.set_verbosity(said)
@@ -120,13 +121,13 @@ def _whole(folder: str) -> tuple[PreTrainedModel, bool]:
     return model, type(model).__name__ in (model.config.architectures or ())
 
 
-def _adapter(folder: str) -> tuple[PreTrainedModel, bool]:
-    """The same where ``folder`` has an adapter: of a critic as it is, of a policy with a value head beside it."""
+def _adapter(folder: str, frozen: torch.dtype) -> tuple[PreTrainedModel, bool]:
+    """The same where ``folder`` has an adapter: of a critic as it is, of a policy with a value head beside it; its base in ``frozen``."""
     from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
     config = PeftConfig.from_pretrained(folder)
-    frozen = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     base = AutoModelForTokenClassification.from_pretrained(str(config.base_model_name_or_path), num_labels=1, dtype=frozen)
+    getattr(base, HEAD).float()  # trained, so that what was saved of it comes back exactly
     if saved := config.task_type == "TOKEN_CLS":
         model = PeftModel.from_pretrained(base, folder, is_trainable=True)
     else:
