@@ -3,7 +3,8 @@
 It is *privileged*: it knows the true outcome and never writes a verdict that contradicts it. What it writes follows
 from instruction, sheet, state and outcome: what the action needs, where that is, whether the preconditions hold, what
 the action yields, and, before anything can end the episode, goal against state item by item, one word of comparison each.
-Where there are several rooms it first looks whether one is where the command can be done, and says how far one is (``done 3 of 7``,
+Where there are several rooms it first looks whether one is where the command can be done, quotes the recipe before it says what that
+wants (else a tiny model takes what is wanted from the action, which is right nearly always), and says how far one is (``done 3 of 7``,
 which the curriculum reads as progress). Where its rules do not explain the outcome it falls back on
 ``dreamgym.experience.annotate.before_after``.
 """
@@ -154,17 +155,19 @@ def _take(x: str, p: str | None, things: Things) -> str:
     return " , ".join([*parts, "works" if works else _FAILS])
 
 
-def _recipe(x: str, goal: Goal) -> str:
-    """x held against the recipe's things, one by one."""
-    return "recipe " + " ".join(f"{food} {'same' if food == x else 'differ'}" for food in goal)
+def _recipe(x: str, goal: Goal, quoted: bool = False) -> str:
+    """x held against the recipe's things, one by one; ``quoted``: with what the recipe says of each."""
+    said = {food: f"{food} {' '.join(wanted)}" if quoted else food for food, wanted in goal.items()}
+    return "recipe " + " ".join(f"{text} {'same' if food == x else 'differ'}" for food, text in said.items())
 
 
-def _wants(x: str, goal: Goal, which: int, yields: str) -> tuple[str, bool]:
+def _wants(x: str, goal: Goal, which: int, yields: str, quoted: bool) -> tuple[str, bool]:
     """What the recipe wants of x against what the action yields: the words, and whether they differ."""
+    recipe = _recipe(x, goal, quoted)
     if x not in goal:
-        return _recipe(x, goal), False
+        return recipe, False
     wanted = goal[x][which]
-    return f"{_recipe(x, goal)} , wants {wanted} get {yields} {'same' if wanted == yields else 'differ'}", wanted != yields
+    return f"{recipe} , wants {wanted} get {yields} {'same' if wanted == yields else 'differ'}", wanted != yields
 
 
 def _cut(yields: str, x: str, tool: str, things: Things, goal: Goal) -> str:
@@ -177,7 +180,7 @@ def _cut(yields: str, x: str, tool: str, things: Things, goal: Goal) -> str:
     knife = _at(tool, things)
     if things.get(tool, ("", "")) != ("held", "sharp"):
         return f"{seen} , {knife} , no knife , {_FAILS}"
-    wants, differ = _wants(x, goal, 1, yields)
+    wants, differ = _wants(x, goal, 1, yields, YOU in things)
     return f"{seen} , {knife} , {wants} , {'lost' if differ else 'works'}"
 
 
@@ -191,7 +194,7 @@ def _cook(x: str, source: str, things: Things, goal: Goal) -> str:
     if source not in _COOKS:
         return f"{seen} , {source} cold , {_FAILS}"
     yields = _COOKS[source] if text[0] in ("raw", "fresh") else "burned"
-    wants, differ = _wants(x, goal, 0, yields)
+    wants, differ = _wants(x, goal, 0, yields, YOU in things)
     return f"{seen} , {source} gives {yields} , {wants} , {'lost' if differ else 'works'}"
 
 
