@@ -88,7 +88,7 @@ class LoopbackServer:
             body = json.loads(raw)
             if fault:
                 self.injected[fault] += 1
-                self._met.setdefault(str(body["messages"]), []).append(fault)
+                self._met.setdefault(str(body["messages"][-1]["content"]), []).append(fault)
             self.bodies.append(body)
         return fault
 

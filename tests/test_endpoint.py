@@ -305,6 +305,44 @@ def test_faulty_episodes_end_valid_or_counted_and_none_is_rewarded_by_accident()
     assert all(r.episode.dream_reward() is None for r in played if not r.episode.valid)
 
 
+def test_an_episode_whose_server_is_slow_holds_up_no_other():
+    tasks = [Task(id=f"t/{name}", instruction=name, first_state=STATE, panel="train") for name in ("slow", "quick", "quicker")]
+    quick_ended, seen = threading.Event(), []
+
+    def respond(body):
+        task = sections(body["messages"][-1]["content"])["Task"][0]
+        seen.append(task)
+        if task == "slow":
+            assert quick_ended.wait(5), "the others wait for this call"
+        if seen.count("quick") == seen.count("quicker") == 3:
+            quick_ended.set()
+        return CONTINUE
+
+    with LoopbackServer(respond) as server:
+        history = ExperienceConfig(k=1, history=8)  # else all steps of an episode in which nothing happens are one question
+        played = play_dream(Scripted(lambda *_: "look"), a_model(server.url, experience=history), 3, seats_for(tasks, 0))
+    assert [len(r.episode.transitions) for r in played] == [3, 3, 3]
+    assert seen.index("slow") < 3
+    assert seen[-2:] == ["slow", "slow"]
+
+
+def test_a_group_that_asks_the_same_asks_once():
+    task = Task(id="t/0", instruction="cook", first_state=STATE, panel="train")
+    with LoopbackServer(lambda body: CONTINUE) as server:
+        model = a_model(server.url)
+        played = play_dream(Scripted(lambda *_: "look"), model, 1, seats_for([task], 0, 4))
+        assert len(server.bodies) == 1
+        assert (model.costs()["experience_calls"], model.costs()["experience_calls_remembered"]) == (4, 3)
+    assert all(r.episode.valid for r in played)
+
+
+def test_a_server_that_is_gone_stops_the_dream():
+    task = Task(id="t/0", instruction="cook", first_state=STATE, panel="train")
+    model = a_model("http://127.0.0.1:9/v1", EndpointReply(temperature=0.5), attempts=1)
+    with pytest.raises(EndpointError, match="calls in a row failed"):
+        play_dream(Scripted(lambda *_: "look"), model, 3, seats_for([task], 0, DOWN))
+
+
 def test_an_empty_buffer_is_a_cold_start():
     with LoopbackServer(from_logs([EPISODE])) as server:
         model = EndpointExperienceModel(Endpoint(config(server.url)), ExperienceConfig(k=4), EndpointReply(), ReplayBuffer().snapshot())

@@ -136,6 +136,46 @@ def test_lockstep_lets_the_later_function_gather_while_an_earlier_one_is_wanted(
     assert sizes == {"policy": [4, 3, 2, 1], "costly": [4]}
 
 
+def test_lockstep_goes_on_without_who_waits_elsewhere():
+    sizes: list[int] = []
+
+    def serve(requests):
+        sizes.append(len(requests))
+        return list(requests)
+
+    lockstep = Lockstep({"policy": serve})
+
+    async def away(back: asyncio.Event):
+        await lockstep.call("policy", (0,), 0)
+        await lockstep.apart(back.wait())
+        await lockstep.call("policy", (0, 1), 0)
+
+    async def here(i: int, back: asyncio.Event):
+        for turn in range(3):
+            await lockstep.call("policy", (i, turn), i)
+        if i == 2:
+            back.set()
+
+    async def run():
+        back = asyncio.Event()
+        await asyncio.wait_for(lockstep.run([away(back), here(1, back), here(2, back)]), 5)
+
+    asyncio.run(run())
+    assert sizes == [3, 2, 2, 1]
+
+
+def test_what_fails_elsewhere_is_nobodys_own_failure():
+    lockstep = Lockstep({})
+
+    async def episode():
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(RuntimeError("no power"))
+        await lockstep.apart(future)
+
+    with pytest.raises(BatchError, match="RuntimeError: no power"):
+        asyncio.run(lockstep.run([episode()]))
+
+
 def without_power(requests):
     raise RuntimeError("no power")
 

@@ -7,6 +7,9 @@
 The functions are named in their order: while anybody waits for an earlier one, the later ones gather more calls. So the costly
 function comes last. A batch is sorted by key: its composition depends on the episodes and not on the event loop. An
 exception in a batch function reaches every episode that waits for it, as a ``BatchError``: it is nobody's own failure.
+
+Who waits for something from elsewhere (``apart``: the reply of a server) holds nobody up: batches are then of those who are
+here, and who that is depends on the server.
 """
 
 import asyncio
@@ -48,6 +51,19 @@ class Lockstep:
         self._waiting[name].append((key, request, future))
         self._flush_if_all_wait()
         return await future
+
+    async def apart(self, elsewhere: Awaitable[T]) -> T:
+        """What ``elsewhere`` gives, while the others go on: their batches do not wait for this episode until then."""
+        self._live -= 1
+        self._flush_if_all_wait()
+        try:
+            return await elsewhere
+        except DreamgymError:
+            raise
+        except Exception as error:  # as in a batch function: not the failure of this episode's environment
+            raise BatchError(f"{type(error).__name__}: {error}") from error
+        finally:
+            self._live += 1
 
     def _flush_if_all_wait(self) -> None:
         if 0 < self._live <= sum(len(w) for w in self._waiting.values()):

@@ -16,6 +16,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -79,7 +80,11 @@ class Endpoint:
 
     def together(self, work: Sequence[Coroutine[object, object, T]]) -> list[T]:
         """Run coroutines that await ``reply`` side by side, in the client's own thread; results in their order."""
-        return asyncio.run_coroutine_threadsafe(_all(work), self._loop).result()
+        return self.begin(_all(work)).result()
+
+    def begin(self, work: Coroutine[object, object, T]) -> Future[T]:
+        """Run one such coroutine beside those begun before."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()

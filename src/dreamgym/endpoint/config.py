@@ -4,7 +4,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Coroutine, Sequence
-from typing import Protocol, TypeVar
+from concurrent.futures import Future
+from typing import Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -86,6 +87,15 @@ class Chat(Protocol):
 
     def together(self, work: Sequence[Coroutine[object, object, T]]) -> list[T]:
         """Run coroutines that await ``reply`` side by side; results in their order."""
+        ...
+
+
+@runtime_checkable
+class Server(Chat, Protocol):
+    """A chat elsewhere: work begun there goes on by itself."""
+
+    def begin(self, work: Coroutine[object, object, T]) -> Future[T]:
+        """Run a coroutine that awaits ``reply`` beside those begun before."""
         ...
 
 

@@ -8,13 +8,14 @@ draws its own. Reasoning and outcome have separate budgets: a reply that ends in
 reason, never an empty observation.
 """
 
+import asyncio
 from collections.abc import Sequence
 
 from dreamgym.core.grammar import GrammarError
 from dreamgym.core.seeding import key_of
 from dreamgym.core.state import InconsistentChange, apply_change
 from dreamgym.core.types import StopReason, Transition
-from dreamgym.endpoint.config import Answer, Ask, Chat, Message
+from dreamgym.endpoint.config import Answer, Ask, Chat, Message, Server
 from dreamgym.experience.chat import EndpointReply, parse_step, reply_schema, step_messages
 from dreamgym.experience.model import Prediction, held
 from dreamgym.experience.precedent import Precedents
@@ -39,6 +40,7 @@ class EndpointExperienceModel:
         """A new snapshot; what was remembered under the old one is forgotten."""
         self._prompts = PromptBuilder(self.config, retrieval)
         self._memory: dict[tuple[object, ...], Prediction] = {}
+        self._open: dict[tuple[object, ...], asyncio.Future[Prediction]] = {}
 
     def costs(self) -> dict[str, int]:
         c = self.endpoint.counts
@@ -79,9 +81,32 @@ class EndpointExperienceModel:
         here = dict(zip(new, found, strict=True))
         return [here[k] if k in here else self._memory[k] for k in keys]
 
+    def begin(self, request: Request) -> "asyncio.Future[Prediction] | None":
+        """``predict`` of one request, at a server: who asks goes on when its own reply is there. Equal questions share a call."""
+        if not isinstance(self.endpoint, Server):
+            return None
+        key = self._question(request)
+        self.calls += 1
+        if key in self._open:
+            self.remembered += 1
+            return self._open[key]
+        similar = self._similar([request])[0]
+        self._open[key] = asked = asyncio.wrap_future(self.endpoint.begin(self._step(key, request, similar)))
+
+        def keep(done: "asyncio.Future[Prediction]") -> None:
+            del self._open[key]
+            if not done.cancelled() and not done.exception() and done.result().invalid is not StopReason.INVALID_ENV:
+                self._memory[key] = done.result()
+
+        asked.add_done_callback(keep)
+        return asked
+
+    def _similar(self, requests: Sequence[Request]) -> list[list[Transition]]:
+        return self._prompts.similar(requests, [not self.config.same_task] * len(requests), self.config.k)
+
     def _predict(self, asked: list[tuple[tuple[object, ...], Request]]) -> list[Prediction]:
         requests = [r for _, r in asked]
-        similar = self._prompts.similar(requests, [not self.config.same_task] * len(requests), self.config.k)
+        similar = self._similar(requests)
         return self.endpoint.together([self._step(key, r, s) for (key, r), s in zip(asked, similar, strict=True)])
 
     async def _step(self, key: tuple[object, ...], request: Request, similar: Sequence[Transition]) -> Prediction:
@@ -98,7 +123,7 @@ class EndpointExperienceModel:
 
     def draw(self, requests: Sequence[Request], m: int) -> list[list[Prediction]]:
         """``m`` independent predictions of each request at temperature 1 (``dreamgym.experience.fidelity.Draw``); none is remembered."""
-        similar = self._prompts.similar(requests, [not self.config.same_task] * len(requests), self.config.k)
+        similar = self._similar(requests)
 
         async def one(n: int, request: Request, shown: Sequence[Transition]) -> Prediction:
             messages = step_messages(request, shown, self.config, self.reply.form)

@@ -6,9 +6,9 @@ A reply is parsed strictly and must fit the state; otherwise it is sampled again
 still wrong then is an *invalid* prediction with its reason, never an empty observation and never a reward of 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dreamgym.core.grammar import GrammarError, Reply, parse_reply
 from dreamgym.core.seeding import keyed_rng
@@ -56,6 +56,15 @@ class ExperienceModel(Protocol):
 
     def costs(self) -> dict[str, int]:
         """Calls and tokens so far, by name."""
+        ...
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """An experience model whose calls may run elsewhere, one by one."""
+
+    def begin(self, request: Request) -> Awaitable[Prediction] | None:
+        """The prediction for one request, to be waited for on its own; None where it takes batches only (``predict``)."""
         ...
 
 

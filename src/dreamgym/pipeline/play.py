@@ -10,7 +10,7 @@ from dreamgym.core.types import Panel, Task
 from dreamgym.dream import ENV as DREAM
 from dreamgym.dream import DreamEnv
 from dreamgym.envs.adapter import Adapter
-from dreamgym.experience.model import ExperienceModel, Prediction
+from dreamgym.experience.model import Elsewhere, ExperienceModel, Prediction
 from dreamgym.experience.prompt import Request
 from dreamgym.rl.policy import Actor
 from dreamgym.rl.rollout import Rollout, Seat, rollouts
@@ -39,6 +39,8 @@ def play_dream(actor: Actor, model: ExperienceModel, cap: int, seats: Sequence[S
             known = model.recall(request)
             if known is not None:
                 return known
+            if isinstance(model, Elsewhere) and (begun := model.begin(request)):
+                return await lockstep.apart(begun)
             answer = await lockstep.call("experience", request.key, request)
             assert isinstance(answer, Prediction)
             return answer
