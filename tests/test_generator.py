@@ -384,13 +384,18 @@ def test_a_run_that_writes_tasks_resumes_exactly(tmp_path):
     LocalLM(tiny_llama(len(tokenizer), 0, width=64, layers=2), tokenizer).save(tmp_path / "base")
     demos = [e for e in episodes if e.behaviour == "expert" and e.stop is StopReason.WON]
     warm_start(tmp_path / "base", demos, FitConfig(learning_rate=3e-3, epochs=60, row_length=256, rows=4), tmp_path / "sft")
-    tasks = tasks_of(episodes)
+    told_key = {t.id: f"{t.instruction} with {t.instruction.split()[2]}_key" for t in tasks_of(episodes).values()}
+    tasks = {n: t.model_copy(update={"instruction": told_key[n]}) for n, t in tasks_of(episodes).items()}
 
     class Painter(Drafts):
-        """Paints the doors."""
+        """Paints the doors, and puts the key that they need then into a chest."""
 
         def write(self, asked: Sequence[Asked]) -> list[str | None]:
-            return [f"unlock the {COLOURS[keyed_rng(*a.key).integers(len(COLOURS))]} door" for a in asked]
+            drawn = [COLOURS[keyed_rng(*a.key).integers(len(COLOURS))] for a in asked]
+            return [f"unlock the {c} door with {c}_key" for c in drawn]
+
+        def furnish(self, lacking: Sequence[Lack]) -> list[Placed | None]:
+            return [Placed("sheet", "chest", "metal") for _ in lacking]
 
     def a_run(name: str) -> RLRun:
         generator = TaskGenerator(Painter(), list(tasks.values()), GeneratorConfig(parents=3, drafts=2), 0)
@@ -434,4 +439,6 @@ def test_a_run_that_writes_tasks_resumes_exactly(tmp_path):
     files = [(tmp_path / name / "tasks.jsonl").read_text() for name in ("whole", "halves")]
     assert files[0] == files[1]
     drafts = [json.loads(line) for line in files[0].splitlines()]
+    placed_in = {d["task"]: d["furnished"] for d in drafts if d["verdict"] == "kept" and d["furnished"]}
+    assert placed_in.keys() & children.keys(), "what a world lacked was written into it, and the task was played"
     assert {"parent", "seeds", "instruction", "verdict", "parent_value", "iteration", "task"} <= set(drafts[0])
