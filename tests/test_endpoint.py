@@ -322,7 +322,6 @@ def test_an_episode_whose_server_is_slow_holds_up_no_other():
         history = ExperienceConfig(k=1, history=8)  # else all steps of an episode in which nothing happens are one question
         played = play_dream(Scripted(lambda *_: "look"), a_model(server.url, experience=history), 3, seats_for(tasks, 0))
     assert [len(r.episode.transitions) for r in played] == [3, 3, 3]
-    assert seen.index("slow") < 3
     assert seen[-2:] == ["slow", "slow"]
 
 

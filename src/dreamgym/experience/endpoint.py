@@ -9,6 +9,7 @@ reason, never an empty observation.
 """
 
 import asyncio
+import functools
 from collections.abc import Sequence
 
 from dreamgym.core.grammar import GrammarError
@@ -81,25 +82,24 @@ class EndpointExperienceModel:
         here = dict(zip(new, found, strict=True))
         return [here[k] if k in here else self._memory[k] for k in keys]
 
-    def begin(self, request: Request) -> "asyncio.Future[Prediction] | None":
-        """``predict`` of one request, at a server: who asks goes on when its own reply is there. Equal questions share a call."""
-        if not isinstance(self.endpoint, Server):
-            return None
-        key = self._question(request)
-        self.calls += 1
-        if key in self._open:
-            self.remembered += 1
-            return self._open[key]
-        similar = self._similar([request])[0]
-        self._open[key] = asked = asyncio.wrap_future(self.endpoint.begin(self._step(key, request, similar)))
+    def begin(self, requests: Sequence[Request]) -> "Sequence[Prediction | asyncio.Future[Prediction]]":
+        """``predict`` at a server: who asks goes on when its own reply is there. Equal questions share a call."""
+        server = self.endpoint
+        if not isinstance(server, Server):
+            return self.predict(requests)
+        keys = [self._question(r) for r in requests]
+        new = {k: r for k, r in zip(keys, requests, strict=True) if k not in self._memory and k not in self._open}
+        self.calls += len(requests)
+        self.remembered += len(requests) - len(new)
+        for (key, request), shown in zip(new.items(), self._similar(list(new.values())), strict=True):
+            self._open[key] = asyncio.wrap_future(server.begin(self._step(key, request, shown)))
+            self._open[key].add_done_callback(functools.partial(self._end, key))
+        return [self._memory.get(k) or self._open[k] for k in keys]
 
-        def keep(done: "asyncio.Future[Prediction]") -> None:
-            del self._open[key]
-            if not done.cancelled() and not done.exception() and done.result().invalid is not StopReason.INVALID_ENV:
-                self._memory[key] = done.result()
-
-        asked.add_done_callback(keep)
-        return asked
+    def _end(self, key: tuple[object, ...], done: "asyncio.Future[Prediction]") -> None:
+        self._open.pop(key, None)
+        if not done.cancelled() and not done.exception() and done.result().invalid is not StopReason.INVALID_ENV:
+            self._memory[key] = done.result()
 
     def _similar(self, requests: Sequence[Request]) -> list[list[Transition]]:
         return self._prompts.similar(requests, [not self.config.same_task] * len(requests), self.config.k)

@@ -61,10 +61,10 @@ class ExperienceModel(Protocol):
 
 @runtime_checkable
 class Elsewhere(Protocol):
-    """An experience model whose calls may run elsewhere, one by one."""
+    """An experience model whose answers may come from elsewhere, each in its own time."""
 
-    def begin(self, request: Request) -> Awaitable[Prediction] | None:
-        """The prediction for one request, to be waited for on its own; None where it takes batches only (``predict``)."""
+    def begin(self, requests: Sequence[Request]) -> Sequence[Prediction | Awaitable[Prediction]]:
+        """``predict``, with something to wait for in the place of each answer that is not there yet; called inside an event loop."""
         ...
 
 

@@ -1,7 +1,7 @@
 """Playing episodes: a policy in the real environment (counted) or in the dream, on tasks of the caller's choice."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import ConfigError
@@ -34,20 +34,22 @@ def play_real(
 def play_dream(actor: Actor, model: ExperienceModel, cap: int, seats: Sequence[Seat], behaviour: str = "policy") -> list[Rollout]:
     """Episodes in the dream; tasks need instruction, first state and (better) a sheet."""
 
+    ask = model.begin if isinstance(model, Elsewhere) else model.predict
+
     def make(seat: Seat, lockstep: Lockstep) -> DreamEnv:
         async def predict(request: Request) -> Prediction:
             known = model.recall(request)
             if known is not None:
                 return known
-            if isinstance(model, Elsewhere) and (begun := model.begin(request)):
-                return await lockstep.apart(begun)
             answer = await lockstep.call("experience", request.key, request)
+            if isinstance(answer, Awaitable):
+                answer = await lockstep.apart(answer)
             assert isinstance(answer, Prediction)
             return answer
 
         return DreamEnv(predict, cap, seat.member, seat.iteration)
 
-    return rollouts(actor, make, seats, "dream", DREAM, behaviour, {"experience": model.predict})
+    return rollouts(actor, make, seats, "dream", DREAM, behaviour, {"experience": ask})
 
 
 def seats_for(tasks: Sequence[Task], seed: int, members: int = 1) -> list[Seat]:
