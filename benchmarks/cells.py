@@ -40,6 +40,7 @@ PLAYED = (
     "core/env.py",
     "core/record.py",
     "core/lockstep.py",
+    "envs/textworld/engine.py",
     "envs/textworld/env.py",
     "envs/textworld/games.py",
     "envs/textworld/mapper.py",

@@ -8,17 +8,15 @@ step = await env.step("take red_potato from counter")
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-import textworld
-
 from dreamgym.core.env import Info, RealSteps, Step
 from dreamgym.core.state import State, text_of_state
 from dreamgym.core.types import Panel, StopReason, Task
+from dreamgym.envs.textworld.engine import Engine
 from dreamgym.envs.textworld.games import CAPS, MIXED, make_game, parse_task_id, task_id
 from dreamgym.envs.textworld.mapper import Fact, FactMapper, View, one_word, spaced
 from dreamgym.envs.textworld.rooms import RoomsMapper
 
 ENV = "textworld"
-_WANTED = textworld.EnvInfos(facts=True, won=True, lost=True)
 _META = {
     "restart",
     "restore",
@@ -89,7 +87,7 @@ class TextWorldEnv:
         """``cap``: steps after which an episode is truncated; None = as its game's level has it."""
         self.counter, self._limit = counter, cap
         self._mapper = RoomsMapper() if view == "rooms" else FactMapper(view)
-        self._game: textworld.core.Environment | None = None
+        self._game: Engine | None = None
         self._task = ""
         self._state: State = ()
         self._cap = 0
@@ -118,16 +116,16 @@ class TextWorldEnv:
         if self._game is None or self._task != task:
             if self._game is not None:
                 self._game.close()
-            self._game = textworld.start(str(make_game(level, number)), _WANTED)
+            self._game = Engine(make_game(level, number))
         self._task = task
         self._game.reset()
         self.counter.add()
-        book, _, _ = self._game.step("examine cookbook")
+        book = self._game.step("examine cookbook")
         self._mapper.reset()
         self._state = self._mapper.observe(book.facts)
         self._cap, self._steps, self._done = self._limit or CAPS.get(level, CAPS[MIXED]), 0, False
-        read = "Ingredients:" in book.feedback
-        return text_of_state(self._state), {"instruction": instruction_of(book.feedback) if read else recipe_in(book.facts)}
+        read = "Ingredients:" in book.text
+        return text_of_state(self._state), {"instruction": instruction_of(book.text) if read else recipe_in(book.facts)}
 
     def step_sync(self, action: str) -> Step:
         if self._game is None or self._done:
@@ -136,9 +134,9 @@ class TextWorldEnv:
         won = lost = False
         self.counter.add()
         if command:
-            answer, _, _ = self._game.step(command)
-            won, lost = bool(answer.won), bool(answer.lost)
-            self._state = self._mapper.observe(answer.facts)
+            turn = self._game.step(command)
+            won, lost = turn.won, turn.lost
+            self._state = self._mapper.observe(turn.facts)
         self._steps += 1
         truncated = not (won or lost) and self._steps >= self._cap
         self._done = won or lost or truncated
