@@ -206,7 +206,7 @@ class Cell:
             won = successes(self.logs)
             demos = won if name == "sft_all" else [e for e in won if e.behaviour == "expert"]
             fit = FitConfig(**SFT[self.level], seed=self.seed)
-            self.timed(folder, lambda: warm_start(shipped_base(self.level), demos, fit, folder))
+            timed(folder, lambda: warm_start(shipped_base(self.level), demos, fit, folder))
         self.wall[name] = wall_s(folder)
         return folder
 
@@ -228,17 +228,6 @@ class Cell:
         learn = implicit_world_modelling if self.method == "iwm" else self_reflection
         fit = FitConfig(**SFT[self.level], seed=self.seed)
         return learn(shipped_base(self.level), tried, fit, folder), time.perf_counter() - start
-
-    def timed(self, folder: Path, train: Callable[[], object]) -> None:
-        """Train into ``folder``, where no other process has done so meanwhile, and last note the seconds there; those of a
-        killed process before it are lost."""
-        with alone(folder, wait=True):
-            if (folder / "wall_s.json").exists():
-                return
-            start = time.perf_counter()
-            drop_torn_checkpoints(folder)
-            train()
-            write_json(folder / "wall_s.json", {"wall_s": round(time.perf_counter() - start, 1)})
 
     def prompt(self) -> ExperienceConfig:
         return ExperienceConfig(same_task=True, **prompt_of(self.level, self.method))
@@ -268,7 +257,7 @@ class Cell:
             fit = FitConfig(**EXPERIENCE[self.level] | row.get("fit", {}))
             share = sum(len(e.steps) for e in self.known) / sum(len(e.steps) for e in self.logs)
             fit = fit.model_copy(update={"epochs": max(fit.epochs, min(fit.epochs / share, row.get("epochs_at_most", fit.epochs)))})
-            self.timed(
+            timed(
                 folder,
                 lambda: train_experience(
                     shipped_base(self.level),
@@ -435,6 +424,24 @@ def begin() -> None:
     for level in all_levels():
         for kind in DECIDES:
             code_hash(level, kind)
+
+
+def timed(folder: Path, train: Callable[[], object]) -> None:
+    """Train into ``folder``, where no other process has done so meanwhile, and last note the seconds there; of processes that were
+    killed before it, those up to the checkpoint from which the next went on."""
+    with alone(folder, wait=True):
+        if (folder / "wall_s.json").exists():
+            return
+        drop_torn_checkpoints(folder)
+        started, before, now = folder / "started.json", 0.0, time.time()
+        if started.exists():
+            killed = read_json(started)
+            kept = (path.stat().st_mtime for path in folder.rglob("checkpoint-*/trainer_state.json"))
+            before = float(str(killed["before"])) + max(0.0, max(kept, default=0.0) - float(str(killed["at"])))
+        write_json(started, {"at": now, "before": before})
+        train()
+        write_json(folder / "wall_s.json", {"wall_s": round(before + time.time() - now, 1)})
+        started.unlink()
 
 
 def wall_s(folder: Path) -> float:

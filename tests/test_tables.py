@@ -1,14 +1,16 @@
 """Result files from cells: what was reached when, games by kind, and the check that a written file is still what its cells say."""
 
 import json
+import os
+import time
 
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra [train]")
 
-from benchmarks import curriculum, experience, rl, tables
+from benchmarks import curriculum, experience, grid, rl, tables
 from benchmarks.cells import measure_code
-from dreamgym.core.files import write_json
+from dreamgym.core.files import read_json, write_json
 
 
 def cell(*probes, shared=100.0):
@@ -26,6 +28,24 @@ ARMS = {
     "grpo_dream": [cell((0.9, 0, 100, 30), shared=400.0), cell((0.6, 0, 100, 30), (0.8, 0, 200, 60), shared=400.0)],
     "grpo_s2r": [cell((0.9, 100, 100, 10)), cell((0.85, 100, 100, 10), (0.92, 200, 200, 20))],
 }
+
+
+def test_a_model_that_was_killed_in_training_notes_the_time_of_all_its_processes(tmp_path):
+    folder, began = tmp_path / "model", time.time()
+
+    def killed():
+        state = folder / "checkpoints" / "checkpoint-100" / "trainer_state.json"
+        state.parent.mkdir(parents=True)
+        state.write_text("{}")
+        os.utime(state, (began + 50, began + 50))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        grid.timed(folder, killed)
+    grid.timed(folder, lambda: None)
+    assert 49 < read_json(folder / "wall_s.json")["wall_s"] < 60
+    assert not (folder / "started.json").exists()
+    grid.timed(folder, killed)  # it is there already
 
 
 @pytest.fixture
