@@ -14,7 +14,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from benchmarks.cells import GRPO, HERE, WORK, cell_path, commit, measure_code
 from benchmarks.grid import Cell, console
 from dreamgym.core.files import write_json
-from dreamgym.curriculum.config import SamplerConfig
 from dreamgym.experience.fidelity import local_draws
 from dreamgym.experience.model import LocalExperienceModel
 from dreamgym.lm.local import LocalLM
@@ -32,7 +31,7 @@ def main(level: str) -> None:
     total = GRPO[level]["iterations"]
     folder = WORK / f"{cell_path(level, 'grpo_dream', 0).stem}-thirds"
     config = RLConfig(**GRPO[level])
-    run = RLRun(cell.warm(), config, cell.tasks, cell.adapter, folder, model, buffer, cell.counter, choose=SamplerConfig(turns="valid"))
+    run = RLRun(cell.warm(), config, cell.tasks, cell.adapter, folder, model, buffer, cell.counter, choose=cell.curriculum())
     marks = {total // 3: "third", 2 * total // 3: "two_thirds", total: "end"}
 
     def report(metrics: dict[str, float]) -> None:

@@ -307,6 +307,11 @@ class Cell:
             raise DataError(f"{policy}: the policy of {method} is not there (any more); move {path} away, so that it is trained anew")
         return policy, read_json(path)
 
+    def curriculum(self) -> Curriculum:
+        """How tasks are chosen."""
+        old = {"turns": "valid"} if self.level in LEVELS else {}  # so the first cells were made
+        return Curriculum(**old | self.row.get("curriculum", {}))
+
     def reinforced(self) -> "Reinforced":
         """GRPO or PPO in the dream, for real, or both."""
         algorithm, how = learning(self.method)
@@ -317,8 +322,7 @@ class Cell:
         start, before = self.warm(), dict[str, Any]()
         if first := f"{algorithm}_dream" if how == "s2r" else self.row.get("start"):
             start, before = self.after(first)
-        old = {"turns": "valid"} if self.level in LEVELS else {}  # so the first cells were made
-        curriculum = Curriculum(**old | self.row.get("curriculum", {}))
+        curriculum = self.curriculum()
         context, tokens = self.acts()
         generator, achieved = None, None
         if model is not None and curriculum.synthetic:
