@@ -128,18 +128,20 @@ def _seconds(cell: Cell, at: dict[str, float] | None, waited: float) -> float | 
 
 
 def pairs() -> dict[str, Json]:
-    """Differences of arms, named ``first - second``."""
+    """Differences of arms, named ``first - second``; of those that have all seeds."""
     found = {}
     for a in ALGORITHMS:
         against = (("dream", "real"), ("s2r", "real"), ("s2r", BUDGETED), ("s2r", "dream"))
         for first, second in [*((f"{a}_{x}", f"{a}_{y}") for x, y in against), (f"{a}_dream", "sft_all"), (f"{a}_dream", "sft")]:
             ours, theirs = ([rows(c, "real") for c in cells(RL_LEVEL, m)] for m in (first, second))
+            if len(ours) < len(SEEDS) or len(theirs) < len(SEEDS):
+                continue
             found[f"{first} - {second}"] = paired_interval(ours, theirs, (first, second))
     return found
 
 
 def table() -> str:
-    """Markdown: the arms that have cells."""
+    """Markdown: the arms that have cells, and the differences of those whose seeds are all there."""
     if RL_LEVEL not in all_levels():
         return ""
     head = ["method", "seeds", "**real success**, 150 test games", "real steps: logs / RL / probe", "updates", "min, with shared models"]
@@ -152,6 +154,14 @@ def table() -> str:
             shown = [spread(rates(RL_LEVEL, method)), " / ".join(f"{steps[k]:,.0f}" for k in ("logs", "rl", "probe"))]
             figures = [f"{float(str(r['updates'])):,.0f}", f"{float(str(r['wall_s'])) / 60:.0f}"]
             lines.append([f"`{method}`", ", ".join(str(c["seed"]) for c in found), *shown, *figures])
+    return f"{markdown(lines)}\n\n{differences()}"
+
+
+def differences() -> str:
+    """Markdown: ``pairs`` of the arms that have all seeds."""
+    lines = [["first - second", "mean", "95 % interval over seeds and games"], ["---"] * 3]
+    for name, pair in pairs().items():
+        lines.append([f"`{name}`", f"{pair['mean']:+.3f}", f"{pair['low']:+.3f} .. {pair['high']:+.3f}"])
     return markdown(lines)
 
 

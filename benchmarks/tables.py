@@ -187,10 +187,12 @@ def logs_table() -> str:
 def pages() -> dict[Path, str]:
     """Each page that holds tables, as it should read."""
     from benchmarks.experience import table as experience_table  # which imports this module
+    from benchmarks.rl import table as rl_table
 
     tables = [
         ("README.md", "cells", results_table()),
         ("docs/results.md", "cells", f"{results_table()}\n\n{audit_table()}\n\n{logs_table()}"),
+        ("docs/results.md", "rl", rl_table()),
         ("docs/results.md", "experience", experience_table()),
     ]
     found: dict[Path, str] = {}

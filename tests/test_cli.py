@@ -58,7 +58,9 @@ def dreamgym(*words, cwd=ROOT, timeout=900):
     ("words", "message"),
     [
         (["config", "rl.iteratons=3"], "unknown key rl.iteratons; did you mean iterations?"),
-        (["config", "rl.iterations=many"], "rl.iterations"),
+        (["config", "rl.iterations=many"], "override rl.iterations=many: rl.iterations"),
+        (["config", "--config", "examples/own_environment.yaml", "rl.clp=1"], "override rl.clp=1: unknown key rl.clp; did you mean clip?"),
+        (["train", "--from", "nowhere"], "nowhere/config.yaml: cannot be read"),
         (["config", "rl"], "has no '='"),
         (["config", "base=["], "override 'base=[': the value is not YAML"),
         (
@@ -88,6 +90,7 @@ def test_mistakes_are_one_clear_line(tmp_path, words, message):
     assert message in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert len(done.stdout.strip().splitlines()) <= 3
+    assert (tmp_path / "run").exists() == (words[0] == "collect"), "a mistyped folder is not made"
 
 
 def test_an_override_opens_a_section_that_a_file_has_empty(tmp_path):
@@ -97,6 +100,15 @@ def test_an_override_opens_a_section_that_a_file_has_empty(tmp_path):
     found = load_config(tmp_path / "config.yaml", ["experience.uncertainty.samples=2", "continued.run=runs/mine"])
     assert found.experience.uncertainty.samples == 2
     assert found.continued.run == str(Path("runs/mine").absolute())
+
+
+def test_a_key_of_a_section_leaves_the_others_as_that_place_has_them():
+    from dreamgym.pipeline.config import load_config
+
+    plain, found = load_config(None), load_config(None, ["sft.fit.epochs=5", "experience.fit.epochs=1", "pretrain.epochs=1"])
+    assert found.sft.fit == plain.sft.fit.model_copy(update={"epochs": 5.0})
+    assert found.experience.fit == plain.experience.fit.model_copy(update={"epochs": 1.0})
+    assert found.pretrain == plain.pretrain.model_copy(update={"epochs": 1.0})
 
 
 def test_learning_on_for_real_is_learning_as_in_the_dream_where_nothing_else_is_said():
@@ -281,8 +293,9 @@ def test_a_real_budget_may_be_raised_and_nothing_else(tmp_path):
     assert Run(tmp_path, load_config(None, ["rl.real_budget=200"])).config.rl.real_budget == 200
     assert load_config(tmp_path / "config.yaml").rl.real_budget == 200
     (tmp_path / "logs.jsonl.xz").touch()
-    with pytest.raises(ConfigError, match="another configuration"):
-        Run(tmp_path, load_config(None, ["rl.real_budget=200", "rl.clip=0.3"]))
+    assert Run(tmp_path, load_config(None, ["rl.real_budget=200", "threads=1"])).config.threads == 1
+    with pytest.raises(ConfigError, match=r"another configuration \(replay.capacity, rl.clip\)"):
+        Run(tmp_path, load_config(None, ["rl.real_budget=200", "rl.clip=0.3", "replay.capacity=9"]))
 
 
 def test_a_demonstration_too_long_for_a_policy_is_refused(tmp_path):
@@ -390,7 +403,32 @@ def test_the_whole_way_on_a_users_own_environment_killed_and_resumed(tmp_path):
     assert json.loads((run / "results.json").read_text())["after"] == results["after"]
     assert "before" in done.stdout
     assert "after" in done.stdout
+    another_run_takes_what_it_has_in_common(run, tmp_path)
     learns_on_in_the_real_environment(run)
+
+
+def another_run_takes_what_it_has_in_common(run, tmp_path):
+    ours = tmp_path / "ppo"
+    words = ["train", "--stages", "start", "--run", str(ours), "--from", str(run)]
+    done = dreamgym(*words, "rl.advantage=gae")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "collect, annotate, base, train-experience, warm-start" in done.stdout.replace("\n", " ")
+    for file in ("logs.jsonl.xz", "annotated.jsonl.xz", "experience/model.safetensors", "sft/model.safetensors"):
+        assert (ours / file).read_bytes() == (run / file).read_bytes()
+    collected = [json.loads((folder / "stages" / "collect.json").read_text()) for folder in (ours, run)]
+    assert collected[0] == collected[1] | {"taken_from": str(run)}, "its real steps count here too"
+    assert not (ours / "policy").exists()
+    assert "advantage: gae" in (ours / "config.yaml").read_text()
+    assert "nothing more" in dreamgym(*words).stdout
+    words[4] = str(tmp_path / "seed")
+    done = dreamgym(*words, "seed=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "train-experience (warm-start is made here: seed differ" in done.stdout.replace("\n", " ")
+    assert (tmp_path / "seed/sft/model.safetensors").read_bytes() != (run / "sft/model.safetensors").read_bytes()
+    words[4] = str(tmp_path / "other")
+    done = dreamgym(*words, "env=textworld/easy", "logs=shipped", "base=shipped")
+    assert done.returncode == 1
+    assert "nothing can be taken from it; collect is made here: env, logs, collect_tasks differ" in done.stdout.replace("\n", " ")
 
 
 def learns_on_in_the_real_environment(run):

@@ -123,8 +123,8 @@ def test_a_penalty_that_could_never_apply_is_refused():
     assert load_config(None, ["rl.invalid_action_penalty=0.1", "policy.preset=paper"]).rl.invalid_action_penalty == 0.1
 
 
-@pytest.mark.parametrize("recipe", sorted(p.name for p in RECIPES.glob("*.yaml")))
-def test_recipes_are_configurations(recipe):
+@pytest.mark.parametrize("recipe", sorted({p.name for p in RECIPES.glob("*.yaml")} - {p.name for p in RECIPES.glob("textworld-*.yaml")}))
+def test_recipes_of_llms_are_configurations(recipe):
     config = load_config(RECIPES / recipe)
     assert config.policy.preset == "paper"
     assert config.rl.invalid_action_penalty == 0.1

@@ -3,14 +3,18 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra [train]")
 
 from benchmarks import curriculum, experience, grid, rl, tables
-from benchmarks.cells import measure_code
+from benchmarks.cells import EXPERIENCE, GRPO, LONGER, PROBE, REAL_BUDGET, S2R, SFT, measure_code
 from dreamgym.core.files import read_json, write_json
+from dreamgym.pipeline.config import load_config
+
+ROOT = Path(__file__).parents[1]
 
 
 def cell(*probes, shared=100.0):
@@ -128,3 +132,20 @@ def test_a_measurement_made_by_other_code_is_missing(tmp_path, monkeypatch):
         write_json(tmp_path / "faults.json", {"code": code})
         assert ("faults.json (stale)" in experience.missing()) is named
     assert measure_code("fidelity", "easy") != measure_code("fidelity", "standard"), "the models are others"
+
+
+@pytest.mark.parametrize("level", ["hard", "mixed"])
+def test_the_recipes_of_textworld_are_the_settings_of_the_benchmarks(level):
+    config = load_config(ROOT / "recipes" / f"textworld-{level}.yaml")
+    assert config.env == f"textworld/{level}"
+    for ours, theirs in (
+        (config.experience.fit, EXPERIENCE[level]),
+        (config.experience.prompt, LONGER[level]),
+        (config.sft.fit, SFT[level]),
+        (config.rl, GRPO[level]),
+    ):
+        assert theirs.items() <= ours.model_dump().items()
+    assert (config.rl.probe_every, config.evaluation.probe_games) == (PROBE["every"], PROBE["games"])
+    if level in S2R:
+        after = GRPO[level] | S2R[level] | {"real_budget": REAL_BUDGET[level], "probe_every": PROBE["every"]}
+        assert after.items() <= config.s2r.model_dump().items()

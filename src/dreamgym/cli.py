@@ -23,13 +23,16 @@ app.add_typer(buffer_cli.app, name="buffer")
 RunFolder = Annotated[Path, typer.Option("--run", help="Run directory; finished stages are not redone, its configuration is kept.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; see `dreamgym config` for all keys and defaults.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, e.g. rl.iterations=20 experience.prompt.reasoning=false")]
+FROM_HELP = "An earlier run: its configuration is the default here; its logs, annotations and models are taken where both agree."
+From = Annotated[Path | None, typer.Option("--from", help=FROM_HELP)]
 DEFAULT = Path("runs/default")
 
 
-def _open(folder: Path, config: Path | None, overrides: list[str] | None) -> Run:
+def _open(folder: Path, config: Path | None, overrides: list[str] | None, earlier: Path | None = None) -> Run:
+    """The run, with what it needs to compute; ``earlier``: a run whose configuration is the default and whose stages are taken."""
     saved = folder / "config.yaml"
-    if config is None and saved.exists():
-        config = saved
+    if config is None:
+        config = saved if saved.exists() else earlier / "config.yaml" if earlier else None
     opened = Run(folder, load_config(config, overrides or []))
     try:
         import torch
@@ -40,7 +43,18 @@ def _open(folder: Path, config: Path | None, overrides: list[str] | None) -> Run
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(opened.config.threads or os.cpu_count() or 1)
+    if earlier:
+        from dreamgym.pipeline.shared import share
+
+        share(opened, earlier)
     return opened
+
+
+def _existing(folder: Path, config: Path | None, overrides: list[str] | None, stage: str) -> Run:
+    """A run in which ``stage`` has finished."""
+    if not (folder / f"stages/{stage}.json").exists():
+        raise DreamgymError(f"{folder}: stage {stage} has not finished there; run: dreamgym {stage} --run {folder}")
+    return _open(folder, config, overrides)
 
 
 def _stages(run: Run, *names: str) -> None:
@@ -67,9 +81,9 @@ def annotate(overrides: Overrides = None, run: RunFolder = DEFAULT, config: Conf
 
 
 @app.command("train-experience")
-def train_experience(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None) -> None:
+def train_experience(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None, earlier: From = None) -> None:
     """Fine-tune the experience model on the annotated logs (after making or finding the base model)."""
-    _stages(_open(run, config, overrides), "collect", "annotate", "base", "train-experience")
+    _stages(_open(run, config, overrides, earlier), "collect", "annotate", "base", "train-experience")
 
 
 PHASES = {"start": (), "dream": ("train",), "dream,real": ("train", "sim-to-real")}
@@ -78,18 +92,20 @@ Phases = Annotated[str, typer.Option("--stages", help=PHASES_HELP)]
 
 
 @app.command()
-def train(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None, phases: Phases = "dream") -> None:
+def train(
+    overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None, phases: Phases = "dream", earlier: From = None
+) -> None:
     """Warm-start the policy on demonstrations, then GRPO or PPO in the dream (or, rl.environment=real, the control)."""
     if phases not in PHASES:
         raise ConfigError(f"--stages {phases}: use start, dream or dream,real")
-    _stages(_open(run, config, overrides), "collect", "annotate", "base", "train-experience", "warm-start", *PHASES[phases])
+    opened = _open(run, config, overrides, earlier)
+    _stages(opened, "collect", "annotate", "base", "train-experience", "warm-start", *PHASES[phases])
 
 
 @app.command("eval")
 def evaluate(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None) -> None:
     """Real success of the policy before, after the dream and (where it learned on there) after the real environment."""
-    opened = _open(run, config, overrides)
-    _need(opened, "train")
+    opened = _existing(run, config, overrides, "train")
     _stages(opened, "eval-sft", "eval-policy", *(("eval-s2r",) if opened.done("sim-to-real") else ()))
 
 
@@ -99,8 +115,7 @@ Long = Annotated[bool, typer.Option("--long", help="also calibration, depth, tot
 @app.command()
 def audit(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None, long: Long = False) -> None:
     """Hold the experience model (and the policy trained in it) against the real environment on held-out games."""
-    opened = _open(run, config, overrides)
-    _need(opened, "train-experience")
+    opened = _existing(run, config, overrides, "train-experience")
     _stages(opened, "audit")
     if long:
         from dreamgym.pipeline.stages import audit_is_old, long_audit
@@ -115,8 +130,7 @@ def attack(overrides: Overrides = None, run: RunFolder = DEFAULT, config: Config
     """Try to talk a success into existence, in hundreds of ways: attacks.json says what the experience model grants wrongly."""
     from dreamgym.pipeline.stages import attack as work
 
-    opened = _open(run, config, overrides)
-    _need(opened, "train-experience")
+    opened = _existing(run, config, overrides, "train-experience")
     opened.stage("attack", lambda: work(opened))
 
 
@@ -156,11 +170,6 @@ def show_config(overrides: Overrides = None, config: ConfigFile = None) -> None:
     from dreamgym.pipeline.config import dump_config
 
     console.print(dump_config(load_config(config, overrides or [])), end="", markup=False)
-
-
-def _need(run: Run, stage: str) -> None:
-    if not run.done(stage):
-        raise DreamgymError(f"{run.folder}: stage {stage} has not finished there; run: dreamgym {stage} --run {run.folder}")
 
 
 def _complain(text: str) -> None:

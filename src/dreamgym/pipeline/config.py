@@ -24,7 +24,17 @@ from dreamgym.rl.config import RLConfig
 
 
 class Section(BaseModel):
+    """Keys of the configuration. A section of which only some keys are given keeps, for the others, the defaults of its place."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_place(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        places = {k: f.default.model_dump(exclude_unset=True) for k, f in cls.model_fields.items() if isinstance(f.default, Section)}
+        return data | {k: default | data[k] for k, default in places.items() if isinstance(data.get(k), dict)}
 
 
 class Optimisation(Section):
@@ -373,7 +383,8 @@ def config_hash(value: BaseModel | dict[str, object]) -> str:
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Defaults, then the file, then the overrides. ``ConfigError`` names the key, the file and the nearest real key."""
     data: dict[str, object] = {}
-    where = "overrides"
+    where = "configuration"
+    given: dict[tuple[str, ...], str] = {}
     if path is not None:
         where = str(path)
         try:
@@ -391,12 +402,18 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
             raise ConfigError(f"override {text!r} has no '='; the form is key.subkey=value")
         try:
             _put(data, key.split("."), yaml.safe_load(value))
+            given[tuple(key.split("."))] = f"override {text}"
         except yaml.YAMLError as e:
             raise ConfigError(f"override {text!r}: the value is not YAML ({' '.join(str(e).split())})") from e
     try:
         return RunConfig.model_validate(data)
     except ValidationError as e:
-        raise ConfigError("; ".join(_explain(error["loc"], error["msg"], error["type"], where) for error in e.errors())) from e
+        told = []
+        for error in e.errors():
+            loc = tuple(map(str, error["loc"]))
+            source = next((said for keys, said in given.items() if loc[: len(keys)] == keys), where)
+            told.append(_explain(error["loc"], error["msg"], error["type"], source))
+        raise ConfigError("; ".join(told)) from e
 
 
 def dump_config(config: RunConfig) -> str:

@@ -6,8 +6,9 @@ run.stage("annotate", lambda: ...)     # skipped when it finished before in this
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -33,8 +34,11 @@ class Run:
         saved = folder / "config.yaml"
         begun = (folder / "s2r_run").exists()
         begun_at_all = any(path != saved for path in folder.iterdir())
-        if saved.exists() and begun_at_all and _decisive(load_config(saved), begun) != _decisive(config, begun):
-            raise ConfigError(f"{saved}: this folder holds a run with another configuration; choose another --run or delete it")
+        if saved.exists() and begun_at_all:
+            changed = differing(decisive(load_config(saved), begun), decisive(config, begun))
+            if changed:
+                raise ConfigError(f"{saved}: this folder holds a run with another configuration ({', '.join(changed)}); choose another"
+                                  " --run (with --from it takes what both have in common) or delete it")  # fmt: skip
         write_atomic(saved, dump_config(config))
 
     def path(self, name: str) -> Path:
@@ -74,8 +78,8 @@ class Run:
         return read_json(self.path(f"stages/{name}.json"))
 
 
-def _decisive(config: RunConfig, s2r: bool) -> dict[str, object]:
-    """What may not change in a run. The rest is how a stopped one goes on: a raised budget, a lowered floor, another server, the
+def decisive(config: RunConfig, s2r: bool) -> dict[str, Any]:
+    """What may not change in a run. The rest is how a stopped one goes on: a raised budget, a lowered floor, another server, threads, the
     settings of ``s2r`` before it has begun (``s2r``: whether it has)."""
     data = config.model_dump(mode="json")
     data["rl"]["audit_floor"] = None
@@ -83,7 +87,7 @@ def _decisive(config: RunConfig, s2r: bool) -> dict[str, object]:
         data[phase]["real_budget"] = data[phase]["watch"] = data[phase]["patience"] = None
     if not s2r:
         data["s2r"] = None
-    data["evaluation"]["judge"] = data["trackers"] = None
+    data["evaluation"]["judge"] = data["trackers"] = data["threads"] = None
     if config.replay.embeddings:
         data["replay"]["embeddings"]["base_url"] = None
     if config.replay.admit and config.replay.admit.judge:
@@ -95,6 +99,18 @@ def _decisive(config: RunConfig, s2r: bool) -> dict[str, object]:
     if (opinion := config.experience.second_opinion) and opinion.judge:
         data["experience"]["second_opinion"]["judge"] = opinion.judge.model
     return data
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any], under: str = "") -> list[str]:
+    """Keys whose values are not the same, as overrides name them: ``rl.clip``; a value beside a section is one difference."""
+    found: list[str] = []
+    for key in dict.fromkeys((*one, *other)):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differing(a, b, f"{under}{key}.")
+        elif a != b:
+            found.append(under + key)
+    return found
 
 
 def drop_torn_checkpoints(folder: Path) -> None:

@@ -3,7 +3,7 @@
 collect -> annotate -> base -> train_experience -> warm_start -> train (-> sim_to_real) -> evaluate -> audit -> (report)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def collect(run: Run) -> Summary:
         base_path(run)  # a base that is not there is told before hours of recording
     if met:
         episodes = met.episodes
-        _refuse_evaluated(episodes, _evaluated(config, adapter))
+        refuse_evaluated(episodes, config)
     elif config.logs == "collect":
         episodes = _record(run, adapter, counter)
     else:
@@ -119,8 +119,9 @@ def _evaluated(config: RunConfig, adapter: Adapter) -> dict[str, str]:
     return {t.id: panel for panel, limit in limits.items() for t in adapter.tasks(panel, limit)}
 
 
-def _refuse_evaluated(episodes: Sequence[Episode], evaluated: Mapping[str, str]) -> None:
+def refuse_evaluated(episodes: Sequence[Episode], config: RunConfig) -> None:
     """Logs that were fine for the run that had them may hold what this one evaluates on. Raises ``PanelLeakError``."""
+    evaluated = _evaluated(config, load_adapter(config.env))
     for e in episodes:
         if panel := evaluated.get(e.task.id):
             raise PanelLeakError(f"episode {e.id}: its task {e.task.id} is of the panel {panel}, which this run evaluates on; evaluate on"
