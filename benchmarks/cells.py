@@ -168,8 +168,8 @@ SFT: dict[str, dict[str, Any]] = {level: {"epochs": 20.0, "rows": 4, "learning_r
 SFT |= {level: SFT["standard"] | {"epochs": 10.0, "row_length": 320} for level in ("hard", "mixed")}
 GRPO: dict[str, dict[str, Any]] = {"easy": {"iterations": 30}, "standard": {"iterations": 40}}
 GRPO |= {"hard": {"iterations": 40, "tasks": 96, "learning_rate": 3e-4}, "mixed": {"iterations": 30, "tasks": 64}}
-"""On *hard* larger steps, or fewer tasks, undo the warm start (docs/development.md); how long it takes there, and all on *mixed*, is not
-settled on probe yet, here and in ``EXPERIENCE``, ``SFT``, ``S2R`` and ``REAL_BUDGET``."""
+"""On *hard* larger steps, or fewer tasks, undo the warm start (docs/development.md). Nothing on *mixed* has been tried on probe but its
+warm start's demonstrations."""
 ALGORITHMS: dict[str, dict[str, Any]] = {"grpo": {}, "ppo": {"advantage": "gae"}}
 """What sets an algorithm apart from ``GRPO``."""
 BUDGETED = "real_at_s2r_budget"

@@ -93,33 +93,6 @@ def test_mistakes_are_one_clear_line(tmp_path, words, message):
     assert (tmp_path / "run").exists() == (words[0] == "collect"), "a mistyped folder is not made"
 
 
-def test_an_override_opens_a_section_that_a_file_has_empty(tmp_path):
-    from dreamgym.pipeline.config import dump_config, load_config
-
-    (tmp_path / "config.yaml").write_text(dump_config(load_config(None)))
-    found = load_config(tmp_path / "config.yaml", ["experience.uncertainty.samples=2", "continued.run=runs/mine"])
-    assert found.experience.uncertainty.samples == 2
-    assert found.continued.run == str(Path("runs/mine").absolute())
-
-
-def test_a_key_of_a_section_leaves_the_others_as_that_place_has_them():
-    from dreamgym.pipeline.config import load_config
-
-    plain, found = load_config(None), load_config(None, ["sft.fit.epochs=5", "experience.fit.epochs=1", "pretrain.epochs=1"])
-    assert found.sft.fit == plain.sft.fit.model_copy(update={"epochs": 5.0})
-    assert found.experience.fit == plain.experience.fit.model_copy(update={"epochs": 1.0})
-    assert found.pretrain == plain.pretrain.model_copy(update={"epochs": 1.0})
-
-
-def test_learning_on_for_real_is_learning_as_in_the_dream_where_nothing_else_is_said():
-    from dreamgym.pipeline.config import load_config
-
-    found = load_config(ROOT / "recipes" / "qwen2.5-7b.yaml", ["s2r.group=4"])
-    assert (found.s2r.row_length, found.s2r.learning_rate, found.s2r.invalid_action_penalty) == (4608, 1e-5, 0.1)
-    assert (found.s2r.group, found.rl.group) == (4, 8)
-    assert (found.s2r.iterations, found.s2r.real_budget, found.s2r.probe_every) == (20, 5000, 0), "limits are its own"
-
-
 def test_an_audit_that_measured_nothing_refuses_no_training(tmp_path, capsys):
     from dreamgym.core.errors import ConfigError
     from dreamgym.pipeline.config import load_config
@@ -282,20 +255,6 @@ def test_so_is_one_of_a_training_in_two_parts(tmp_path):
     kept = sorted(str(p.parent.relative_to(tmp_path)) for p in tmp_path.rglob("trainer_state.json"))
     assert kept == ["questions/checkpoint-50", "texts/checkpoint-50"]
     assert not (tmp_path / "questions/checkpoint-100").exists()
-
-
-def test_a_real_budget_may_be_raised_and_nothing_else(tmp_path):
-    from dreamgym.core.errors import ConfigError
-    from dreamgym.pipeline.config import load_config
-    from dreamgym.pipeline.run import Run
-
-    Run(tmp_path, load_config(None, ["rl.real_budget=100"]))
-    assert Run(tmp_path, load_config(None, ["rl.real_budget=200"])).config.rl.real_budget == 200
-    assert load_config(tmp_path / "config.yaml").rl.real_budget == 200
-    (tmp_path / "logs.jsonl.xz").touch()
-    assert Run(tmp_path, load_config(None, ["rl.real_budget=200", "threads=1"])).config.threads == 1
-    with pytest.raises(ConfigError, match=r"another configuration \(replay.capacity, rl.clip\)"):
-        Run(tmp_path, load_config(None, ["rl.real_budget=200", "rl.clip=0.3", "replay.capacity=9"]))
 
 
 def test_a_demonstration_too_long_for_a_policy_is_refused(tmp_path):

@@ -10,7 +10,7 @@ from rich.table import Table
 from dreamgym.core.errors import DataError
 from dreamgym.core.files import read_episodes, write_episodes
 from dreamgym.core.state import make_state
-from dreamgym.pipeline.run import bar, console
+from dreamgym.pipeline.run import bar, console, stage_file
 from dreamgym.replay.backfill import backfill as filled_in
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.replay.columns import NEVER, OUTCOMES
@@ -37,7 +37,7 @@ def _encoder(model: str | None) -> Encoder:
 def _not_in_training(folder: Path) -> None:
     """A run that is to go on must find its buffer as it left it."""
     run = folder.resolve().parent
-    if (run / "policy_run" / "checkpoint").exists() and not (run / "stages" / "train.json").exists():
+    if (run / "policy_run" / "checkpoint").exists() and not stage_file(run, "train").exists():
         raise DataError(f"{folder}: belongs to a run whose training has not finished; finish it first (dreamgym train --run {run})")
 
 

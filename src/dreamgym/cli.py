@@ -10,7 +10,7 @@ import typer
 from dreamgym import buffer_cli
 from dreamgym.core.errors import ConfigError, DreamgymError, MissingExtraError
 from dreamgym.pipeline.config import load_config
-from dreamgym.pipeline.run import Run, console
+from dreamgym.pipeline.run import Run, console, stage_file
 
 app = typer.Typer(
     help="Train LLM agents with RL inside a learned, reasoning experience model (DreamGym, arXiv 2511.03773).",
@@ -52,7 +52,7 @@ def _open(folder: Path, config: Path | None, overrides: list[str] | None, earlie
 
 def _existing(folder: Path, config: Path | None, overrides: list[str] | None, stage: str) -> Run:
     """A run in which ``stage`` has finished."""
-    if not (folder / f"stages/{stage}.json").exists():
+    if not stage_file(folder, stage).exists():
         raise DreamgymError(f"{folder}: stage {stage} has not finished there; run: dreamgym {stage} --run {folder}")
     return _open(folder, config, overrides)
 

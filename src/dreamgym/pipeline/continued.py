@@ -29,7 +29,7 @@ from dreamgym.pipeline.learn import WHOLE_WORD, Report, quiet
 from dreamgym.pipeline.logs import load_logs
 from dreamgym.pipeline.player import prompt_config
 from dreamgym.pipeline.rl_run import fingerprint
-from dreamgym.pipeline.run import LOGS, Run
+from dreamgym.pipeline.run import LOGS, Run, stage_file
 from dreamgym.replay.contract import Retrieval
 
 BATCH = 256
@@ -90,18 +90,15 @@ class Earlier:
 
     def learned_steps(self) -> int:
         """Real steps of its learning and its probes, and of the runs that it continued."""
-        stages = [read_json(self._marker(name)) for name in ("collect", "train", "sim-to-real") if self._done(name)]
+        stages = [read_json(stage_file(self.folder, name)) for name in ("collect", "train", "sim-to-real") if self._done(name)]
         return sum(int(str(s.get(key, 0))) for s in stages for key in ("earlier_real_steps", "rl_real_steps", "probe_real_steps"))
 
     def logged_steps(self) -> int:
         """Real steps that recording its first logs took."""
-        return int(str(read_json(self._marker("collect"))["real_steps"]))
+        return int(str(read_json(stage_file(self.folder, "collect"))["real_steps"]))
 
     def _done(self, stage: str) -> bool:
-        return self._marker(stage).exists()
-
-    def _marker(self, stage: str) -> Path:
-        return self.folder / "stages" / f"{stage}.json"
+        return stage_file(self.folder, stage).exists()
 
 
 def _same(own: RunConfig, other: RunConfig) -> list[tuple[str, object, object]]:

@@ -24,6 +24,11 @@ _DISK = ("(os error 27)", "(os error 28)", "No space left", "File too large", "P
 """How safetensors and torch.save say that the disk is full: neither raises OSError."""
 
 
+def stage_file(folder: Path, name: str) -> Path:
+    """What a finished stage of the run in ``folder`` reported; not there where it has not finished."""
+    return folder / "stages" / f"{name}.json"
+
+
 class Run:
     """One folder with everything a run made."""
 
@@ -45,11 +50,11 @@ class Run:
         return self.folder / name
 
     def done(self, name: str) -> bool:
-        return self.path(f"stages/{name}.json").exists()
+        return stage_file(self.folder, name).exists()
 
     def stage(self, name: str, work: Callable[[], dict[str, object]]) -> dict[str, object]:
         """Do ``work`` once; its summary and wall time go to ``stages/<name>.json``."""
-        marker = self.path(f"stages/{name}.json")
+        marker = stage_file(self.folder, name)
         if marker.exists():
             console.print(f"[dim]{name}: done before[/dim]")
             return read_json(marker)
@@ -71,11 +76,11 @@ class Run:
 
     def forget(self, name: str) -> None:
         """Let a finished stage run again."""
-        self.path(f"stages/{name}.json").unlink(missing_ok=True)
+        stage_file(self.folder, name).unlink(missing_ok=True)
 
     def summary(self, name: str) -> dict[str, object]:
         """What a finished stage reported."""
-        return read_json(self.path(f"stages/{name}.json"))
+        return read_json(stage_file(self.folder, name))
 
 
 def decisive(config: RunConfig, s2r: bool) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dreamgym.core.files import read_json, write_json
 from dreamgym.experience.teach import ANNOTATIONS
 from dreamgym.pipeline.config import RunConfig, load_config
 from dreamgym.pipeline.logs import load_logs
-from dreamgym.pipeline.run import LOGS, Run, console, decisive, differing
+from dreamgym.pipeline.run import LOGS, Run, console, decisive, differing, stage_file
 from dreamgym.pipeline.stages import ANNOTATED, refuse_evaluated
 
 FILES = {
@@ -39,16 +39,14 @@ def share(run: Run, earlier: Path) -> list[str]:
     saved = earlier / "config.yaml"
     if not saved.exists():
         raise ConfigError(f"--from {earlier}: there is no run")
-    mine, other = _by_stage(run.config), _by_stage(load_config(saved))
-    if not run.config.curriculum.synthetic:  # a model that has learned to write tasks too plays the dream of one that asks for none
-        for keys in (mine, other):
-            del keys["train-experience"]["curriculum"]
+    writes = run.config.curriculum.synthetic > 0
+    mine, other = _by_stage(run.config, writes), _by_stage(load_config(saved), writes)
     taken: list[str] = []
     why = ""
     for name, files in FILES.items():
         if run.done(name):
             continue
-        marker = earlier / f"stages/{name}.json"
+        marker = stage_file(earlier, name)
         changed = differing(other[name], mine[name])
         if changed or not marker.exists():
             why = f"{name} is made here: " + (f"{', '.join(changed)} differ" if changed else f"{earlier} has not finished it")
@@ -57,7 +55,7 @@ def share(run: Run, earlier: Path) -> list[str]:
             refuse_evaluated(load_logs([earlier / LOGS]), run.config)
         for file in files:
             _copy(earlier / file, run.path(file))
-        write_json(run.path(f"stages/{name}.json"), read_json(marker) | {"taken_from": str(earlier)})
+        write_json(stage_file(run.folder, name), read_json(marker) | {"taken_from": str(earlier)})
         taken.append(name)
     if not taken and not run.done("collect"):
         raise ConfigError(f"--from {earlier}: nothing can be taken from it; {why}")
@@ -65,19 +63,22 @@ def share(run: Run, earlier: Path) -> list[str]:
     return taken
 
 
-def _by_stage(config: RunConfig) -> dict[str, dict[str, object]]:
-    """The keys that decide what each stage makes, beside those of the stages before it."""
+def _by_stage(config: RunConfig, writes: bool) -> dict[str, dict[str, object]]:
+    """The keys that decide what each stage makes, beside those of the stages before it.
+
+    ``writes``: whether the experience model must have learned to write tasks; one that has, plays a dream without them as well.
+    """
     data = decisive(config, s2r=True)
     recorded = ("collect_tasks",) if config.logs == "collect" else ()
     experience = {k: v for k, v in data["experience"].items() if k not in ("uncertainty", "second_opinion", "precedent")}
     annotations = {k: experience.pop(k) for k in ("teacher", "annotator")}
     retrieval = {k: data["replay"][k] for k in ("encoder", "embeddings", "order")}
-    writing = config.curriculum.writing if config.curriculum.synthetic else 0
+    writing = {"writing": config.curriculum.writing if config.curriculum.synthetic else 0} if writes else {}
     return {
         "collect": {k: data[k] for k in ("env", "logs", "continued", *recorded)},
         "annotate": {"experience": annotations},
         "base": {"base": data["base"], **({"pretrain": data["pretrain"]} if config.base == "tiny" else {})},
-        "train-experience": {"experience": experience, "replay": retrieval, "curriculum": {"writing": writing}},
+        "train-experience": {"experience": experience, "replay": retrieval, "curriculum": writing},
         "warm-start": {k: data[k] for k in ("policy", "sft", "seed")},
     }
 

@@ -1,0 +1,72 @@
+"""The configuration, as a file and overrides make it, and what may change in a run that has begun; runs that take what others made."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="needs the extra [train]")
+pytest.importorskip("gymnasium", reason="needs the extra [gym]")
+
+from dreamgym.core.env import RealSteps
+from dreamgym.core.errors import ConfigError
+from dreamgym.core.files import write_episodes, write_json
+from dreamgym.pipeline.config import dump_config, load_config
+from dreamgym.pipeline.run import LOGS, Run, stage_file
+from dreamgym.pipeline.shared import FILES, share
+from examples.own_environment import adapter
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_an_override_opens_a_section_that_a_file_has_empty(tmp_path):
+    (tmp_path / "config.yaml").write_text(dump_config(load_config(None)))
+    found = load_config(tmp_path / "config.yaml", ["experience.uncertainty.samples=2", "continued.run=runs/mine"])
+    assert found.experience.uncertainty.samples == 2
+    assert found.continued.run == str(Path("runs/mine").absolute())
+
+
+def test_a_key_of_a_section_leaves_the_others_as_that_place_has_them():
+    plain, found = load_config(None), load_config(None, ["sft.fit.epochs=5", "experience.fit.epochs=1", "pretrain.epochs=1"])
+    assert found.sft.fit == plain.sft.fit.model_copy(update={"epochs": 5.0})
+    assert found.experience.fit == plain.experience.fit.model_copy(update={"epochs": 1.0})
+    assert found.pretrain == plain.pretrain.model_copy(update={"epochs": 1.0})
+
+
+def test_learning_on_for_real_is_learning_as_in_the_dream_where_nothing_else_is_said():
+    found = load_config(ROOT / "recipes" / "qwen2.5-7b.yaml", ["s2r.group=4"])
+    assert (found.s2r.row_length, found.s2r.learning_rate, found.s2r.invalid_action_penalty) == (4608, 1e-5, 0.1)
+    assert (found.s2r.group, found.rl.group) == (4, 8)
+    assert (found.s2r.iterations, found.s2r.real_budget, found.s2r.probe_every) == (20, 5000, 0), "limits are its own"
+
+
+def test_a_real_budget_may_be_raised_and_nothing_else(tmp_path):
+    Run(tmp_path, load_config(None, ["rl.real_budget=100"]))
+    assert Run(tmp_path, load_config(None, ["rl.real_budget=200"])).config.rl.real_budget == 200
+    assert load_config(tmp_path / "config.yaml").rl.real_budget == 200
+    (tmp_path / "logs.jsonl.xz").touch()
+    assert Run(tmp_path, load_config(None, ["rl.real_budget=200", "threads=1"])).config.threads == 1
+    with pytest.raises(ConfigError, match=r"another configuration \(replay.capacity, rl.clip\)"):
+        Run(tmp_path, load_config(None, ["rl.real_budget=200", "rl.clip=0.3", "replay.capacity=9"]))
+
+
+def a_finished_run(folder, *overrides):
+    """What a run leaves after its warm start, with models that are empty folders."""
+    run = Run(folder, load_config(ROOT / "examples" / "own_environment.yaml", list(overrides)))
+    write_episodes(run.path(LOGS), adapter.collect(RealSteps(), 2, 0))
+    for name in FILES:
+        write_json(stage_file(folder, name), {"wall_s": 1.0})
+    for model in ("base", "experience", "sft"):
+        run.path(model).mkdir()
+    return folder
+
+
+def test_a_model_that_writes_tasks_plays_for_a_run_without_them_and_no_other_writes(tmp_path):
+    config = ROOT / "examples" / "own_environment.yaml"
+    writer = a_finished_run(tmp_path / "writer", "curriculum.synthetic=0.25")
+    assert share(Run(tmp_path / "plain", load_config(config)), writer) == list(FILES)
+    assert (tmp_path / "plain" / "experience").is_dir()
+    plain = a_finished_run(tmp_path / "reader")
+    assert share(Run(tmp_path / "writing", load_config(config, ["curriculum.synthetic=0.5"])), plain) == ["collect", "annotate", "base"]
+    assert not (tmp_path / "writing" / "experience").exists()
+    more = Run(tmp_path / "more", load_config(config, ["curriculum.synthetic=0.25", "curriculum.writing=3"]))
+    assert share(more, writer) == ["collect", "annotate", "base"]
