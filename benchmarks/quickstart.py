@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.cells import HERE, commit
+from benchmarks.cells import HERE, commit, matrix_products
 from dreamgym.core.files import read_json, write_json
 from dreamgym.pipeline.results import versions
 
@@ -35,6 +35,7 @@ def main() -> None:
             "cores": os.cpu_count(),
             "commit": commit(),
             "versions": versions(),
+            "matrix_products": matrix_products(),
             **{k: results[k] for k in KEPT},
         },
     )

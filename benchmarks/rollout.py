@@ -43,6 +43,7 @@ from dreamgym.experience.model import LocalExperienceModel
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import Generation, LocalLM
 from dreamgym.lm.packing import IGNORED, collate, pack
+from dreamgym.lm.precision import short
 from dreamgym.pipeline.learn import warm_start
 from dreamgym.pipeline.logs import successes
 from dreamgym.pipeline.play import play_dream
@@ -229,7 +230,7 @@ def trainer_and_bare_s(lm: LocalLM, played: Sequence[Rollout]) -> tuple[float, f
 
     def logp(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         where = batch["labels"][:, 1:] != IGNORED
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with short(torch.device("cpu")):
             inputs = {k: batch[k] for k in ("input_ids", "position_ids", "attention_mask")}
             logits = lm.model.lm_head(lm.model.model(**inputs, use_cache=False).last_hidden_state[:, :-1][where])
         return torch.log_softmax(logits.float(), -1).gather(1, batch["labels"][:, 1:][where][:, None])[:, 0]

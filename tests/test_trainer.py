@@ -88,7 +88,6 @@ def test_it_learns_and_resumes_exactly(start, tmp_path, name):
     assert all(0 < g < 0.05 for g in gaps), "the trainer sees the probabilities that were sampled from"
     if name == "ppo":
         assert metrics[0]["explained"] == pytest.approx(0, abs=1e-6), "a critic begins at 0 everywhere"
-        assert max(m["explained"] for m in metrics) > 0.2
     if name == "bounded":
         assert metrics[0]["kl"] < max(m["kl"] for m in metrics)
         assert all(m["entropy"] > 0 for m in metrics)
@@ -101,6 +100,22 @@ def test_it_learns_and_resumes_exactly(start, tmp_path, name):
     assert timeless == [{k: v for k, v in m.items() if not k.endswith("_s")} for m in metrics]
     for a, b in zip(again.lm.model.parameters(), trainer.lm.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_weights_of_a_file_lie_where_those_of_a_run_do(start):
+    """In 32 bits a product's last bit depends on the offset, and with it whether a run goes on exactly."""
+    models = (LocalLM.load(start).model, Critic(start, RLConfig(advantage="gae"), 0).model)
+    assert {p.data_ptr() % 64 for m in models for p in m.parameters()} == {torch.empty(7).data_ptr() % 64}
+
+
+def test_a_critic_learns_which_states_are_worth_more(start):
+    lm = LocalLM.load(start)
+    states = {f" @task {letter} @state {seen} room here @do": worth for letter in "cdm" for seen, worth in (("mat", 0.2), ("dog", 0.9))}
+    prompts, aims = [tuple(i) for i in lm.encode_batch(list(states))], list(states.values())
+    critic = Critic(start, RLConfig(advantage="gae", critic_learning_rate=3e-3, critic_passes=4), lm.pad)
+    for _ in range(25):
+        critic.fit(prompts, critic.values(prompts), aims, 8)
+    assert critic.values(prompts) == pytest.approx(aims, abs=0.1)
 
 
 def test_a_divergence_holds_the_policy_to_its_start(start):

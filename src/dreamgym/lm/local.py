@@ -1,7 +1,8 @@
 """A local causal language model: batched generation with keyed draws, and log-probabilities of what was sampled.
 
-Draws belong to (seed, task, member, turn) keys that the caller names, so a reply does not depend on its place in a batch. On the
-CPU in 32 bit; on an accelerator, where there is one, under bfloat16 autocast, and the frozen weights of a LoRA policy in bfloat16.
+Draws belong to (seed, task, member, turn) keys that the caller names, so a reply does not depend on its place in a batch. Prompts are
+read in bfloat16 where the hardware has it (``precision``), on an accelerator replies too; on a CPU a reply's tokens are in 32 bits. The
+frozen weights of a LoRA policy are kept in bfloat16 on an accelerator.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from dreamgym.core.errors import DataError
 from dreamgym.lm.cache import Memory, join, preload, roomy_cache
 from dreamgym.lm.lora import Lora
+from dreamgym.lm.precision import short
 
 ROWS = 16
 """Prompts read in one pass: more do not fit a core's caches. Their rows do not depend on each other."""
@@ -134,7 +136,7 @@ class LocalLM:
             read.append(roomy_cache(self.model.config))
             if shapes:
                 preload(read[-1], [held[i] for i in part], past, width, shapes)
-            with torch.autocast(place.type, dtype=torch.bfloat16):
+            with short(place):
                 told = self.model(
                     input_ids=ids[part], attention_mask=mask[part], position_ids=positions[part], past_key_values=read[-1], logits_to_keep=1
                 )
@@ -195,7 +197,15 @@ def device() -> str:
 
 def _placed(path: str, dtype: torch.dtype) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    return model.to(device())  # type: ignore[arg-type]
+    return in_own_memory(model.to(device()))  # type: ignore[arg-type]
+
+
+def in_own_memory(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights where PyTorch puts its own. Those of a file lie in it at any offset, and in 32 bits a product's last bit depends
+    on that: a run that goes on from its checkpoint would not be the run that was not killed."""
+    for p in model.parameters():
+        p.data = p.data.clone()
+    return model
 
 
 def _adapted(path: str, lora: Lora | None = None) -> PreTrainedModel:

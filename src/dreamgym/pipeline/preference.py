@@ -12,6 +12,7 @@ from dreamgym.core.errors import DataError, MissingExtraError
 from dreamgym.core.state import State
 from dreamgym.core.types import Episode
 from dreamgym.lm.local import LocalLM
+from dreamgym.lm.precision import has_bfloat16
 from dreamgym.rl.context import Turn
 from dreamgym.rl.policy import STATE_CONTEXT
 
@@ -71,7 +72,7 @@ def prefer(
             per_device_train_batch_size=16,
             lr_scheduler_type="cosine",
             max_length=None,
-            bf16=True,
+            bf16=has_bfloat16(lm.model.device),
             use_cpu=True,
             gradient_checkpointing=False,
             seed=seed,

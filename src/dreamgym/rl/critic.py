@@ -10,7 +10,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from dreamgym.core.errors import TrainingError
-from dreamgym.lm.local import device
+from dreamgym.lm.local import device, in_own_memory
+from dreamgym.lm.precision import short
 from dreamgym.rl.config import RLConfig
 from dreamgym.rl.losses import value_loss
 
@@ -97,7 +98,7 @@ class Critic:
         ids = torch.tensor([[*p, *[self.pad] * (width - len(p))] for p in prompts], device=place)
         last = torch.tensor([len(p) - 1 for p in prompts], device=place)
         mask = (torch.arange(width, device=place) <= last[:, None]).long()
-        with torch.autocast(place.type, dtype=torch.bfloat16):
+        with short(place):
             told = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[..., 0].float()
         return told[torch.arange(len(prompts), device=place), last]
 
@@ -117,7 +118,7 @@ class Critic:
 
 def _whole(folder: str) -> tuple[PreTrainedModel, bool]:
     """A model with a value head, and whether it was saved with one."""
-    model = AutoModelForTokenClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+    model = in_own_memory(AutoModelForTokenClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32))
     return model, type(model).__name__ in (model.config.architectures or ())
 
 
@@ -126,7 +127,8 @@ def _adapter(folder: str, frozen: torch.dtype) -> tuple[PreTrainedModel, bool]:
     from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
     config = PeftConfig.from_pretrained(folder)
-    base = AutoModelForTokenClassification.from_pretrained(str(config.base_model_name_or_path), num_labels=1, dtype=frozen)
+    name = str(config.base_model_name_or_path)
+    base = in_own_memory(AutoModelForTokenClassification.from_pretrained(name, num_labels=1, dtype=frozen))
     getattr(base, HEAD).float()  # trained, so that what was saved of it comes back exactly
     if saved := config.task_type == "TOKEN_CLS":
         model = PeftModel.from_pretrained(base, folder, is_trainable=True)

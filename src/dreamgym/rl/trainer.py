@@ -21,6 +21,7 @@ from dreamgym.core.errors import TrainingError
 from dreamgym.core.types import Task, Transition
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack
+from dreamgym.lm.precision import short
 from dreamgym.rl.advantages import divisor
 from dreamgym.rl.config import RLConfig
 from dreamgym.rl.credit import critic_credit, episode_return, has_effect, step_credit
@@ -193,7 +194,7 @@ class Trainer:
         """Logits by temperature [N, V] and log-probabilities [N] of the policy tokens of a batch."""
         labels = batch["labels"][:, 1:]
         where = labels != IGNORED
-        with torch.autocast(lm.model.device.type, dtype=torch.bfloat16):
+        with short(lm.model.device):
             hidden = lm.causal.model(
                 input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"], use_cache=False
             ).last_hidden_state
