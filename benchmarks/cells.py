@@ -156,11 +156,14 @@ CURRICULUM_ROWS: dict[str, dict[str, Any]] = {
 }
 """On the mixed pool: how tasks are chosen, and how many written ones come in; keys of ``Curriculum``. All with the same experience
 model, which has also learned to write (``WRITING``)."""
-WRITING = {"mixed": 8}
-"""How often an experience model sees each logged task as an example of writing."""
+WRITING = {"mixed": 20}
+"""How often an experience model is shown each logged task as an example of writing, per epoch."""
 EXPERIENCE = {
     level: {"epochs": epochs, "learning_rate": 2e-3, "row_length": 320, "rows": 16} for level, epochs in (("easy", 2.5), ("standard", 2.0))
-} | {level: {"epochs": 1.5, "learning_rate": 2e-3, "row_length": 640, "rows": 8} for level in ("hard", "mixed")}
+} | {"hard": {"epochs": 1.5, "learning_rate": 2e-3, "row_length": 640, "rows": 8}}
+EXPERIENCE["mixed"] = EXPERIENCE["hard"] | {"epochs": 0.35, "learning_rate": 1e-3}
+GOES_ON_FROM = {"mixed": "hard"}
+"""Levels whose experience model begins as another's and not as the base: what it has learned of rooms and recipes holds there too."""
 LONGER: dict[str, dict[str, object]] = {level: {"budget": 224} for level in ("hard", "mixed")}
 """Of the experience model's prompt, where a reply tells of six rooms."""
 SFT: dict[str, dict[str, Any]] = {level: {"epochs": 20.0, "rows": 4, "learning_rate": 1e-3} for level in ("easy", "standard")}
@@ -271,6 +274,7 @@ def cell_config(level: str, method: str) -> dict[str, object]:
     if how in ("dream", "s2r"):
         config |= {"experience": EXPERIENCE[level], "variant": variant(method)}
         config |= {"writing": WRITING[level]} if level in WRITING else {}
+        config |= {"experience_from": GOES_ON_FROM[level]} if level in GOES_ON_FROM else {}
         config |= LONGER.get(level, {})
     return config
 
@@ -336,3 +340,13 @@ def stale_cells(level: str, method: str, seed: int) -> list[Path]:
 def commit() -> str:
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
+
+
+def matrix_products() -> str:
+    """In what models compute on this machine, for result files: 16 and 32 bits round otherwise, and take other times."""
+    import torch
+
+    from dreamgym.lm.local import device
+    from dreamgym.lm.precision import has_bfloat16
+
+    return "bfloat16" if has_bfloat16(torch.device(device())) else "float32"

@@ -34,6 +34,7 @@ from benchmarks.cells import (
     DECIDES,
     EXPERIENCE,
     EXPERIENCE_ROWS,
+    GOES_ON_FROM,
     LEVELS,
     MODELS,
     POOL,
@@ -50,6 +51,7 @@ from benchmarks.cells import (
     commit,
     learning,
     logs_of,
+    matrix_products,
     methods,
     prompt_of,
     reinforcement,
@@ -180,6 +182,7 @@ class Cell:
                 "config": cell_config(self.level, self.method),
                 "commit": self.commit,
                 "versions": versions(),
+                "matrix_products": matrix_products(),
                 "real_steps": {"logs": self.logged(), "rl": steps.get("rl", 0), "probe": steps.get("probe", 0)},
                 "logs": counts(self.known),
                 **learned,
@@ -194,9 +197,11 @@ class Cell:
         console.print(f"{path.name}: real {sum(real) / len(real):.3f} { ({k: kept[k] for k in AUDIT_KEYS if k in kept}) }")
 
     def logged(self) -> int:
-        """Real steps that recording the logs took; of a part of them in proportion to its steps."""
+        """Real steps that recording the logs took, also those that an experience model begun on another level has read; of a part of
+        them in proportion to its steps."""
         share = sum(len(e.steps) for e in self.known) / sum(len(e.steps) for e in self.logs)
-        return round(share * shipped_steps(self.level))
+        before = shipped_steps(GOES_ON_FROM[self.level]) if self.level in GOES_ON_FROM else 0
+        return round(share * shipped_steps(self.level)) + before
 
     def warm(self) -> Path:
         """The warm start of this seed: limited demonstrations, or every success for ``sft_all``."""
@@ -235,7 +240,8 @@ class Cell:
     def trained(self) -> LocalLM:
         """The experience model's weights, of this level and variant; the same for all seeds."""
         folder = shipped_base(self.level) if self.row.get("untrained") else self.model_folder()
-        self.wall["experience"], self.weights = wall_s(folder), fingerprint(folder)
+        before = Cell(GOES_ON_FROM[self.level], "grpo_dream", 0).model_folder() if self.level in GOES_ON_FROM else None
+        self.wall["experience"], self.weights = wall_s(folder) + (wall_s(before) if before else 0.0), fingerprint(folder)
         return LocalLM.load(folder)
 
     def model_folder(self) -> Path:
@@ -245,7 +251,8 @@ class Cell:
         shown = VARIANTS.get(name, row)
         writing = WRITING.get(self.level, 0)
         fitted: dict[str, object] = {"fit": EXPERIENCE[self.level], "prompt": shown, "code": code_hash(self.level, "experience")}
-        decided = config_hash(fitted | ({"writing": writing} if writing else {}))
+        first = GOES_ON_FROM.get(self.level)
+        decided = config_hash(fitted | ({"writing": writing} if writing else {}) | ({"from": first} if first else {}))
         folder = WORK / f"{self.level}-experience-{name}-{decided}"
         if (kept := MODELS / folder.name).exists():
             return kept
@@ -260,7 +267,7 @@ class Cell:
             timed(
                 folder,
                 lambda: train_experience(
-                    shipped_base(self.level),
+                    Cell(first, "grpo_dream", 0).model_folder() if first else shipped_base(self.level),
                     annotated,
                     self.tasks,
                     self.prompt(),

@@ -6,8 +6,8 @@
 A cell's name holds a hash of the modules that decide it, so that an edit of them makes the grid start anew. This command plays a
 small form of the arms of ``PLAYED`` on each level (models trained for some steps; then, with models of ``benchmarks/work`` or
 ``models`` that were trained to the end, GRPO, evaluation and audit, each ablation of the experience model too), once with the code of
-REV and once with the working tree, and compares all that comes out: weights byte by byte, records key by key, times left out (an edit may
-add keys).
+REV and once with the working tree, and compares all that comes out: weights byte by byte, records key by key; times and the last digits
+of figures are left out (an edit may add keys).
 Where all is equal, the new hashes go into ``results/same_code.json``, through which the grid finds the cells made before the edit;
 otherwise it names the files and ends with 1.
 """
@@ -15,6 +15,7 @@ otherwise it names the files and ends with 1.
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -29,6 +30,8 @@ from rich.console import Console
 HERE = Path(__file__).parent
 TIMES = ("wall_s", "shared_wall_s", "rollout_s", "update_s", "peak_rss_gib", "commit", "versions", "config", "config_hash", "code")
 """Keys whose values may differ: how long it took, and which code it was."""
+ROUNDING = 1e-6
+"""Of figures in metrics: the last bits of a sum depend on where in memory its terms lie. Weights, actions and counts must be equal."""
 LOGGED = 12_000
 """Steps of the logs in the small form."""
 MODELS = {"experience": "full", "sft": "s0"}
@@ -118,11 +121,13 @@ def outcome(out: Path) -> dict[str, object]:
 
 
 def same_as(old: object, new: object) -> bool:
-    """Whether ``new`` says what ``old`` says; times aside, and further keys allowed."""
+    """Whether ``new`` says what ``old`` says; times and the last digits of figures aside, and further keys allowed."""
     if isinstance(old, dict) and isinstance(new, dict):
         return all(k in TIMES or (k in new and same_as(v, new[k])) for k, v in old.items())
     if isinstance(old, list) and isinstance(new, list):
         return len(old) == len(new) and all(map(same_as, old, new))
+    if isinstance(old, float) and isinstance(new, float):
+        return math.isclose(old, new, rel_tol=ROUNDING, abs_tol=ROUNDING)
     return old == new
 
 

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra [train]")
 
 from benchmarks import curriculum, experience, grid, rl, tables
-from benchmarks.cells import EXPERIENCE, GRPO, LONGER, PROBE, REAL_BUDGET, S2R, SFT, measure_code
+from benchmarks.cells import EXPERIENCE, GOES_ON_FROM, GRPO, LONGER, PROBE, REAL_BUDGET, S2R, SFT, measure_code
 from dreamgym.core.files import read_json, write_json
 from dreamgym.pipeline.config import load_config
 
@@ -139,7 +139,7 @@ def test_the_recipes_of_textworld_are_the_settings_of_the_benchmarks(level):
     config = load_config(ROOT / "recipes" / f"textworld-{level}.yaml")
     assert config.env == f"textworld/{level}"
     for ours, theirs in (
-        (config.experience.fit, EXPERIENCE[level]),
+        (config.experience.fit, EXPERIENCE[GOES_ON_FROM.get(level, level)]),  # a recipe has nothing to go on from
         (config.experience.prompt, LONGER[level]),
         (config.sft.fit, SFT[level]),
         (config.rl, GRPO[level]),
