@@ -24,10 +24,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from rich.console import Console
 
 HERE = Path(__file__).parent
+Code = dict[str, Any]
+"""Of one tree: the kinds that were played, each kind's hash, and its modules' hashes."""
 TIMES = ("wall_s", "shared_wall_s", "rollout_s", "update_s", "peak_rss_gib", "commit", "versions", "config", "config_hash", "code")
 """Keys whose values may differ: how long it took, and which code it was."""
 ROUNDING = 1e-6
@@ -44,7 +48,7 @@ PLAYED = {
     "hard": ("sft", "grpo_real", "grpo_dream", "ppo_real", "ppo_dream"),
     "mixed": ("sft", "grpo_dream+uniform", "grpo_dream+hindsight"),
 }
-"""The arms of the small form. Cells of a kind that is not among them start anew after an edit."""
+"""The arms of the small form. Cells of a kind that is not among them start anew where a module was edited that none of these has."""
 
 
 def small_form(level: str, out: Path) -> None:
@@ -82,8 +86,33 @@ def small_form(level: str, out: Path) -> None:
         setattr(grid, training, copy_of(models[model], out))
     for method in PLAYED[level]:
         small_cell(method).run()
-    kinds = {"warm", "experience", *map(named.kind_of, PLAYED[level])}
-    (out / "code.json").write_text(json.dumps({kind: named.own_hash(level, kind) for kind in sorted(kinds)}))
+    played = sorted({"warm", "experience", *map(named.kind_of, PLAYED[level])})
+    code = {kind: named.own_hash(level, kind) for kind in named.DECIDES}
+    (out / "code.json").write_text(json.dumps({"played": played, "code": code, "modules": modules(named)}))
+
+
+def modules(named: ModuleType) -> dict[str, dict[str, str]]:
+    """Of each kind the modules that decide it, each with the hash of its code."""
+    found: dict[str, dict[str, str]] = {}
+    for kind, patterns in named.DECIDES.items():
+        paths = [str(p.relative_to(named.SOURCE)) for pattern in patterns for p in sorted(named.SOURCE.glob(pattern))]
+        found[kind] = {path: hashlib.blake2b(next(named._code([path])), digest_size=5).hexdigest() for path in paths}
+    return found
+
+
+def shown_equal(old: Code, new: Code) -> dict[str, str]:
+    """New hashes to old ones where all that came out was equal: of the kinds that were played, and of those that have no other edited
+    module than they have."""
+    modules = old["modules"]
+    seen = {path for code in (old, new) for kind in old["played"] for path in code["modules"][kind]}
+    edited = {
+        kind: {p for p in modules[kind] | now if modules[kind].get(p) != now.get(p)}
+        for kind, now in new["modules"].items()
+        if kind in modules
+    }
+    return {
+        new["code"][kind]: old["code"][kind] for kind, paths in edited.items() if paths <= seen and new["code"][kind] != old["code"][kind]
+    }
 
 
 def newest(*patterns: str) -> Path:
@@ -168,7 +197,7 @@ def main(rev: str, levels: Sequence[str]) -> int:
                 different += len(changed)
                 codes = [json.loads((out / "code.json").read_text()) for out in outs.values()]
                 if not changed:
-                    same |= {codes[1][kind]: codes[0][kind] for kind in codes[0] if codes[1][kind] != codes[0][kind]}
+                    same |= shown_equal(*codes)
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(before)], cwd=HERE, check=True)
     same_file.write_text(json.dumps(same, indent=1, sort_keys=True) + "\n")

@@ -11,6 +11,7 @@ pytest.importorskip("torch", reason="needs the extra [train]")
 
 from benchmarks import curriculum, experience, grid, rl, tables
 from benchmarks.cells import EXPERIENCE, GOES_ON_FROM, GRPO, LONGER, PROBE, REAL_BUDGET, S2R, SFT, measure_code
+from benchmarks.neutral import shown_equal
 from dreamgym.core.files import read_json, write_json
 from dreamgym.pipeline.config import load_config
 
@@ -149,3 +150,26 @@ def test_the_recipes_of_textworld_are_the_settings_of_the_benchmarks(level):
     if level in S2R:
         after = GRPO[level] | S2R[level] | {"real_budget": REAL_BUDGET[level], "probe_every": PROBE["every"]}
         assert after.items() <= config.s2r.model_dump().items()
+
+
+def test_an_edit_of_what_was_played_stands_for_kinds_that_were_not():
+    """After the small form came out equal: what only differs in modules that were played is the same, what differs elsewhere is not."""
+    old = {
+        "played": ["sft"],
+        "code": {"sft": "a", "iwm": "b", "dpo": "c", "warm": "d"},
+        "modules": {"sft": {"lm": "1"}, "iwm": {"lm": "1", "early": "5"}, "dpo": {"lm": "1", "preference": "7"}, "warm": {"words": "9"}},
+    }
+    new = {
+        "played": ["sft"],
+        "code": {"sft": "A", "iwm": "B", "dpo": "C", "warm": "d"},
+        "modules": {
+            "sft": {"lm": "2", "bits": "4"},
+            "iwm": {"lm": "2", "bits": "4", "early": "5"},
+            "dpo": {"lm": "2", "bits": "4", "preference": "8"},
+            "warm": {"words": "9"},
+        },
+    }
+    assert shown_equal(old, new) == {"A": "a", "B": "b"}
+    assert shown_equal(old, old) == {}
+    new["modules"]["iwm"]["helper"] = "3"  # a module that no played kind has
+    assert shown_equal(old, new) == {"A": "a"}
