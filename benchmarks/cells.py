@@ -162,6 +162,7 @@ EXPERIENCE = {
     level: {"epochs": epochs, "learning_rate": 2e-3, "row_length": 320, "rows": 16} for level, epochs in (("easy", 2.5), ("standard", 2.0))
 } | {"hard": {"epochs": 1.5, "learning_rate": 2e-3, "row_length": 640, "rows": 8}}
 EXPERIENCE["mixed"] = EXPERIENCE["hard"] | {"epochs": 0.35, "learning_rate": 1e-3}
+"""Of *mixed* nothing has been tried: as much as two hours of one core allow, at half the learning rate."""
 GOES_ON_FROM = {"mixed": "hard"}
 """Levels whose experience model begins as another's and not as the base: what it has learned of rooms and recipes holds there too."""
 LONGER: dict[str, dict[str, object]] = {level: {"budget": 224} for level in ("hard", "mixed")}

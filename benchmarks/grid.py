@@ -15,13 +15,11 @@ go on where they were. Methods: ``base``, ``sft``, ``sft_all``, ``grpo_dream``, 
 (``benchmarks.ship``).
 """
 
-import fcntl
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +58,7 @@ from benchmarks.cells import (
     stale_cells,
     variant_of,
 )
+from benchmarks.once import alone, timed, wall_s
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import DataError, DreamgymError
 from dreamgym.core.files import read_json, write_json
@@ -240,22 +239,15 @@ class Cell:
     def trained(self) -> LocalLM:
         """The experience model's weights, of this level and variant; the same for all seeds."""
         folder = shipped_base(self.level) if self.row.get("untrained") else self.model_folder()
-        before = Cell(GOES_ON_FROM[self.level], "grpo_dream", 0).model_folder() if self.level in GOES_ON_FROM else None
-        self.wall["experience"], self.weights = wall_s(folder) + (wall_s(before) if before else 0.0), fingerprint(folder)
+        before = wall_s(experience_folder(GOES_ON_FROM[self.level], "full", {})) if self.level in GOES_ON_FROM else 0.0
+        self.wall["experience"], self.weights = before + wall_s(folder), fingerprint(folder)
         return LocalLM.load(folder)
 
     def model_folder(self) -> Path:
         """Where the experience model is; it is trained where there is none yet."""
         name = self.row.get("model", variant_of(self.method))
         row = EXPERIENCE_ROWS.get(name, self.row)  # of the row whose model it is
-        shown = VARIANTS.get(name, row)
-        writing = WRITING.get(self.level, 0)
-        fitted: dict[str, object] = {"fit": EXPERIENCE[self.level], "prompt": shown, "code": code_hash(self.level, "experience")}
-        first = GOES_ON_FROM.get(self.level)
-        decided = config_hash(fitted | ({"writing": writing} if writing else {}) | ({"from": first} if first else {}))
-        folder = WORK / f"{self.level}-experience-{name}-{decided}"
-        if (kept := MODELS / folder.name).exists():
-            return kept
+        folder, first = experience_folder(self.level, name, row), GOES_ON_FROM.get(self.level)
         if not (folder / "wall_s.json").exists():
             teacher = GenericTeacher() if row.get("teacher") == "generic" else self.adapter.teacher
             annotated = list(annotate(self.known, teacher))
@@ -275,7 +267,7 @@ class Cell:
                     folder,
                     seen.snapshot(),
                     lambda done, total, loss: console.print(f"experience {done}/{total} loss {loss:.4f}"),
-                    writing=writing,
+                    writing=WRITING.get(self.level, 0),
                 ),
             )
         return folder
@@ -377,6 +369,15 @@ class Cell:
         return found._replace(model=judge)
 
 
+def experience_folder(level: str, name: str, row: Mapping[str, Any]) -> Path:
+    """Where the experience model of a level and variant (``row``: its description, where it has one) is or will be."""
+    writing, first = WRITING.get(level, 0), GOES_ON_FROM.get(level)
+    fitted = {"fit": EXPERIENCE[level], "prompt": VARIANTS.get(name, row), "code": code_hash(level, "experience")}
+    decided = config_hash(fitted | ({"writing": writing} if writing else {}) | ({"from": first} if first else {}))
+    folder = f"{level}-experience-{name}-{decided}"
+    return MODELS / folder if (MODELS / folder).exists() else WORK / folder
+
+
 class Reinforced(NamedTuple):
     """What policy learning leaves."""
 
@@ -401,20 +402,6 @@ def took(metrics: dict[str, float]) -> float:
     return metrics["rollout_s"] + metrics["update_s"] + metrics.get("write_s", 0.0)
 
 
-@contextmanager
-def alone(path: Path, wait: bool) -> Iterator[bool]:
-    """Holds the lock of what is made at ``path``, which ends with the process; whether it is held, where nobody waits for it."""
-    lock = path.with_name(f"{path.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
 def make(wanted: Iterable[tuple[str, str, int]]) -> None:
     """The cells (level, method, seed) that are missing, one after another; those that another process is at are left to it."""
     begin()
@@ -435,30 +422,6 @@ def begin() -> None:
     for level in all_levels():
         for kind in DECIDES:
             code_hash(level, kind)
-
-
-def timed(folder: Path, train: Callable[[], object]) -> None:
-    """Train into ``folder``, where no other process has done so meanwhile, and last note the seconds there; of processes that were
-    killed before it, those up to the checkpoint from which the next went on."""
-    with alone(folder, wait=True):
-        if (folder / "wall_s.json").exists():
-            return
-        drop_torn_checkpoints(folder)
-        started, before, now = folder / "started.json", 0.0, time.time()
-        if started.exists():
-            killed = read_json(started)
-            kept = (path.stat().st_mtime for path in folder.rglob("checkpoint-*/trainer_state.json"))
-            before = float(str(killed["before"])) + max(0.0, max(kept, default=0.0) - float(str(killed["at"])))
-        write_json(started, {"at": now, "before": before})
-        train()
-        write_json(folder / "wall_s.json", {"wall_s": round(before + time.time() - now, 1)})
-        started.unlink()
-
-
-def wall_s(folder: Path) -> float:
-    """Seconds that a shared model took; 0 where none were noted."""
-    path = folder / "wall_s.json"
-    return float(str(read_json(path)["wall_s"])) if path.exists() else 0.0
 
 
 def listing() -> None:

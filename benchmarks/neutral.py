@@ -68,7 +68,7 @@ def small_form(level: str, out: Path) -> None:
     models = {f"{kind}-{name}": newest(f"{level}-{kind}-{name}*", f"{level}-{kind}-*", f"*-{kind}-*") for kind, name in MODELS.items()}
     put(WORK=out / "trained", CELLS=out / "cells", TEST_GAMES=6, PROBE={"every": 2, "games": 4})
     put(GRPO={level: {"iterations": 2, "tasks": 12, "group": 3}}, SFT={level: {**grid.SFT[level], "epochs": 0.5}})
-    put(EXPERIENCE={level: {**grid.EXPERIENCE[level], "epochs": 0.1}})
+    put(EXPERIENCE={level: {**grid.EXPERIENCE[level], "epochs": 0.1}}, GOES_ON_FROM={})
 
     def small_cell(method: str) -> grid.Cell:
         cell = grid.Cell(level, method, 0)

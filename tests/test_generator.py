@@ -282,7 +282,7 @@ def test_a_tiny_model_learns_to_write_tasks_of_its_world(tmp_path):
     lacks = [(t, f) for t in LOGGED for f in FOODS if placed(t, f) is None]
     written = LocalWriter(lm).furnish([Lack(f, t, worlds.alike(t, f), ("a", t.id, f)) for t, f in lacks])
     fit_in = [isinstance(worlds.furnished(t, f, w), Task) for (t, f), w in zip(lacks, written, strict=True)]
-    assert sum(fit_in) > 0.75 * len(lacks)
+    assert sum(fit_in) > 0.8 * len(lacks)
 
 
 def test_a_chat_model_writes_and_picks_over_http():

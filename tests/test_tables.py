@@ -9,9 +9,10 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra [train]")
 
-from benchmarks import curriculum, experience, grid, rl, tables
+from benchmarks import curriculum, experience, rl, tables
 from benchmarks.cells import EXPERIENCE, GOES_ON_FROM, GRPO, LONGER, PROBE, REAL_BUDGET, S2R, SFT, measure_code
 from benchmarks.neutral import shown_equal
+from benchmarks.once import timed
 from dreamgym.core.files import read_json, write_json
 from dreamgym.pipeline.config import load_config
 
@@ -46,11 +47,11 @@ def test_a_model_that_was_killed_in_training_notes_the_time_of_all_its_processes
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        grid.timed(folder, killed)
-    grid.timed(folder, lambda: None)
+        timed(folder, killed)
+    timed(folder, lambda: None)
     assert 49 < read_json(folder / "wall_s.json")["wall_s"] < 60
     assert not (folder / "started.json").exists()
-    grid.timed(folder, killed)  # it is there already
+    timed(folder, killed)  # it is there already
 
 
 @pytest.fixture
