@@ -174,15 +174,18 @@ GRPO: dict[str, dict[str, Any]] = {"easy": {"iterations": 30}, "standard": {"ite
 GRPO |= {"hard": {"iterations": 40, "tasks": 96, "learning_rate": 3e-4}, "mixed": {"iterations": 30, "tasks": 64}}
 """On *hard* larger steps, or fewer tasks, undo the warm start (docs/development.md). Nothing on *mixed* has been tried on probe but its
 warm start's demonstrations."""
-ALGORITHMS: dict[str, dict[str, Any]] = {"grpo": {}, "ppo": {"advantage": "gae"}}
-"""What sets an algorithm apart from ``GRPO``."""
+ALGORITHMS: dict[str, dict[str, Any]] = {"grpo": {}, "ppo": {"advantage": "gae", "iterations": 20, "tasks": 48, "learning_rate": 2e-4}}
+"""What sets an algorithm apart from ``GRPO``: PPO gets a quarter of its episodes, because an iteration with a critic takes longer.
+Fewer members instead would save little: equal states of a group are read once."""
 BUDGETED = "real_at_s2r_budget"
 S2R: dict[str, dict[str, Any]] = {"hard": {"learning_rate": 2e-4}}
 """Learning in the real environment after the dream (``_s2r``): what differs from ``GRPO``."""
-REAL_BUDGET = {"hard": 27_000}
-"""Real steps, probes included, of ``_s2r`` and of the arm that has no dream (``BUDGETED``); learning rates fall to 0 over them."""
+REAL_BUDGET = {"hard": {"grpo": 27_000, "ppo": 9_500}}
+"""Real steps, probes included (some 3,600), of ``_s2r`` and of the arm that has no dream (``BUDGETED``), so that those of RL are a tenth
+of what the algorithm takes without a budget; learning rates fall to 0 over them."""
 EARLY_ROWS: dict[str, dict[str, Any]] = {f"{how}_start": {"model": "full", "start": how} for how in ("iwm", "self_reflection")}
-"""On *hard*: policy learning in the dream that begins with Early Experience instead of the warm start."""
+"""On ``EARLY_LEVEL``: policy learning in the dream that begins with Early Experience instead of the warm start."""
+EARLY_LEVEL = "easy"
 PROBE = {"every": 5, "games": 100}
 TEST_GAMES = 150
 METHODS = ("base", "sft", "sft_all", "grpo_real", "grpo_dream", *(f"grpo_dream+{v}" for v in VARIANTS if v != "full"))
@@ -201,14 +204,16 @@ RL_LEVEL = "hard"
 POOL = "mixed"
 """Where curricula are compared."""
 RL_METHODS = ("base", "sft", "sft_all", *BASELINES, *(f"{a}_{how}" for a in ALGORITHMS for how in ("real", "dream", "s2r", BUDGETED)))
-RL_METHODS += tuple(f"grpo_dream+{row}" for row in EARLY_ROWS)
+EARLY_METHODS = (*BASELINES, *(f"grpo_dream+{row}" for row in EARLY_ROWS))
 
 
 def methods(level: str) -> tuple[str, ...]:
     """All arms of a level."""
     if level == POOL:
         return ("base", "sft", *(f"grpo_dream+{row}" for row in CURRICULUM_ROWS))
-    return RL_METHODS if level == RL_LEVEL else (*METHODS, *BASELINES, *EXPERIENCE_METHODS)
+    if level == RL_LEVEL:
+        return RL_METHODS
+    return (*METHODS, *EXPERIENCE_METHODS, *(EARLY_METHODS if level == EARLY_LEVEL else ()))
 
 
 def logs_of(level: str) -> Path:
@@ -289,7 +294,7 @@ def learning(method: str) -> tuple[str, str]:
 def reinforcement(level: str, method: str) -> dict[str, Any]:
     """The settings of a reinforced arm: keys of ``RLConfig``, and ``real_budget`` where it has one."""
     algorithm, how = learning(method)
-    few = {"real_budget": REAL_BUDGET[level]} if how in ("s2r", BUDGETED) else {}
+    few = {"real_budget": REAL_BUDGET[level][algorithm]} if how in ("s2r", BUDGETED) else {}
     return GRPO[level] | ALGORITHMS[algorithm] | few | (S2R[level] if how == "s2r" else {})
 
 

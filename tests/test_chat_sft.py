@@ -90,8 +90,8 @@ def test_lora_through_trl_gives_an_adapter_that_plays_in_process(tmp_path, kind)
 def test_all_weights_learn_the_replies_by_heart(tmp_path):
     """Enough epochs on equal episodes: the fine-tuned model answers like the log, through the whole chat path."""
     model = tiny(tmp_path / "base", "llama")
-    config = settings(model, lora=None, epochs=60.0, learning_rate=3e-3, batch=6, checkpoint_every=500)
-    train_chat(EPISODES, TASKS, ExperienceConfig(k=0), config, tmp_path / "out", seen(), 0)
+    config = settings(model, lora=None, epochs=60.0, learning_rate=3e-3, batch=3, checkpoint_every=500)
+    train_chat(EPISODES[:3], TASKS, ExperienceConfig(k=0), config, tmp_path / "out", seen(), 0)
     player = in_process(tmp_path / "out", ExperienceConfig(k=0), EndpointReply(reasoning_tokens=60, outcome_tokens=60, samples=1))
     answer = player.predict([REQUEST])[0]
     assert answer.reply is not None, answer.text

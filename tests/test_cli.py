@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import resource
 import shutil
 import signal
@@ -12,33 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from command import ENV, ROOT, SMALL, dreamgym
 
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
 pytest.importorskip("gymnasium", reason="needs the extra [gym]")
-
-ROOT = Path(__file__).parents[1]
-ENV = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-SMALL = [
-    "env=examples.own_environment:adapter",
-    "logs=collect",
-    "base=tiny",
-    "collect_tasks=40",
-    "threads=1",
-    "pretrain.epochs=3",
-    "experience.teacher=generic",
-    "experience.fit.epochs=3",
-    "sft.fit.epochs=6",
-    "rl.iterations=3",
-    "rl.tasks=4",
-    "rl.group=4",
-    "evaluation.games=8",
-    "evaluation.samples=2",
-    "evaluation.audit_games=6",
-    "evaluation.probe_games=4",
-    "rl.probe_every=2",
-    "s2r.iterations=8",
-    "s2r.tasks=3",
-]
 
 
 def level_keys() -> set[str]:
@@ -48,10 +24,6 @@ def level_keys() -> set[str]:
     written = next(n.value for n in function.body if isinstance(n, ast.Return))
     assert isinstance(written, ast.Dict)
     return {k.value for k in written.keys if isinstance(k, ast.Constant) and isinstance(k.value, str)}
-
-
-def dreamgym(*words, cwd=ROOT, timeout=900):
-    return subprocess.run([sys.executable, "-m", "dreamgym.cli", *words], capture_output=True, text=True, cwd=cwd, env=ENV, timeout=timeout)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +115,7 @@ def test_the_converter_in_the_docs_makes_logs_that_are_taken(tmp_path):
         seed = int(e.task.id.rpartition("/")[2])
         lines.append(made["episode_line"](made["episode"](adapter.name, seed, e.task.instruction, steps, e.id)))
     (tmp_path / "mine.jsonl").write_text("\n".join(lines) + "\n")
-    taken = read_user_logs(tmp_path / "mine.jsonl", {})
+    taken = read_user_logs(tmp_path / "mine.jsonl", dict)
     assert [e.transitions for e in taken] == [e.transitions for e in recorded]
     assert [e.task.id for e in taken] == [e.task.id for e in recorded]
     assert {e.stop for e in taken} >= {"won", "lost"}
@@ -165,6 +137,17 @@ def steps_of(log: str, number: int, **changes) -> list[dict[str, object]]:
     steps = json.loads(log)["transitions"]
     steps[number].update(changes)
     return steps
+
+
+def test_a_file_that_is_not_sound_is_told_before_games_are_built(tmp_path):
+    from dreamgym.core.errors import DataError
+    from dreamgym.pipeline.user_logs import read_user_logs
+
+    torn = tmp_path / "torn.jsonl"
+    torn.write_text(f"{a_log()}\n{a_log(stop='lost')}\n")
+    for path, message in ((tmp_path / "none.jsonl", "no such file"), (torn, "torn.jsonl:2")):
+        with pytest.raises(DataError, match=message):
+            read_user_logs(path, lambda: pytest.fail("the panels were asked for"))
 
 
 @pytest.mark.parametrize(
@@ -267,10 +250,10 @@ def test_a_demonstration_too_long_for_a_policy_is_refused(tmp_path):
 
     path.write_text(a_log())
     base = str(shipped("base"))
-    _check_actions(base, read_user_logs(path, {}), RunConfig())
+    _check_actions(base, read_user_logs(path, dict), RunConfig())
     path.write_text(a_log(transitions=steps_of(a_log(), 0, action="search red shirt of size medium under 30 dollars with long sleeves")))
     with pytest.raises(ConfigError, match=r"'search red shirt .* raise policy.tokens from 12"):
-        _check_actions(base, read_user_logs(path, {}), RunConfig())
+        _check_actions(base, read_user_logs(path, dict), RunConfig())
 
 
 def test_another_configuration_does_not_overwrite_a_run(tmp_path):
@@ -393,7 +376,7 @@ def another_run_takes_what_it_has_in_common(run, tmp_path):
 def learns_on_in_the_real_environment(run):
     """S2R within a budget; a raised one lets it go on where it stood."""
     spent = []
-    for budget in (150, 900):
+    for budget in (150, 450):
         done = dreamgym("train", "--stages", "dream,real", "--run", str(run), *SMALL, "rl.audit_floor=0", f"s2r.real_budget={budget}")
         assert done.returncode == 0, done.stdout + done.stderr
         found = json.loads((run / "stages" / "sim-to-real.json").read_text())
@@ -449,7 +432,8 @@ def goes_on_in_another_run(run, following):
     other = dreamgym("train", *words)
     assert other.returncode == 1
     assert "so the same tasks would come first; give another one" in other.stdout.replace("\n", " ")
-    done = dreamgym("quickstart", *words, "seed=1", "experience.fit.epochs=1", "rl.iterations=1", "rl.audit_floor=0")
+    words += ["seed=1", "experience.fit.epochs=1", "rl.iterations=1", "rl.audit_floor=0", "evaluation.audit_games=1"]
+    done = dreamgym("quickstart", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"of learning and probes in {run} and before".replace(" ", "") in "".join(done.stdout.split()), "a narrow console breaks paths"
     assert f"before (the policy of {run})" in (following / "report.html").read_text()

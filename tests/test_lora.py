@@ -8,8 +8,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
 pytest.importorskip("gymnasium", reason="needs the extra [gym]")
 
+from command import SMALL, dreamgym  # noqa: E402
 from test_chat_sft import tiny  # noqa: E402
-from test_cli import SMALL, dreamgym  # noqa: E402
 from test_trainer import ALGORITHMS, TASKS, a_trainer, start  # noqa: E402, F401
 
 from dreamgym.lm.local import LocalLM  # noqa: E402

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
 pytest.importorskip("gymnasium", reason="needs the extra [gym]")
 
-from test_cli import ENV, ROOT, SMALL, dreamgym  # noqa: E402
+from command import ENV, ROOT, SMALL, dreamgym  # noqa: E402
 from test_rl_run import logged  # noqa: E402, F401
 from test_trainer import start  # noqa: E402, F401
 from two_ranks import RUNS, runs, trained  # noqa: E402
@@ -78,7 +78,7 @@ def test_a_run_in_the_dream_on_two_processes_is_killed_and_goes_on(tmp_path):
     run, small = tmp_path / "run", [*SMALL, "rl.iterations=4"]
     words = torchrun("-m", "dreamgym.pipeline.ranks", str(run))
     assert dreamgym("collect", "--run", str(run), *small).returncode == 0
-    early = subprocess.run(words, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=900)
+    early = subprocess.run([sys.executable, *words[-3:]], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=900)
     assert early.returncode != 0
     assert "stage warm-start has not finished there; run: dreamgym train" in early.stdout + early.stderr
     assert dreamgym("train", "--run", str(run), "--stages", "start").returncode == 0

@@ -149,7 +149,7 @@ def test_the_recipes_of_textworld_are_the_settings_of_the_benchmarks(level):
         assert theirs.items() <= ours.model_dump().items()
     assert (config.rl.probe_every, config.evaluation.probe_games) == (PROBE["every"], PROBE["games"])
     if level in S2R:
-        after = GRPO[level] | S2R[level] | {"real_budget": REAL_BUDGET[level], "probe_every": PROBE["every"]}
+        after = GRPO[level] | S2R[level] | {"real_budget": REAL_BUDGET[level]["grpo"], "probe_every": PROBE["every"]}
         assert after.items() <= config.s2r.model_dump().items()
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
 pytest.importorskip("gymnasium", reason="needs the extra [gym]")
 
+from command import SMALL, dreamgym  # noqa: E402
 from test_chat_sft import tiny  # noqa: E402
-from test_cli import SMALL, dreamgym  # noqa: E402
 from test_generation import llama, mistral, tokenizer  # noqa: E402, F401
 from test_trainer import TASKS, TwoLetters, start  # noqa: E402, F401
 

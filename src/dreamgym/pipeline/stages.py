@@ -68,7 +68,7 @@ def collect(run: Run) -> Summary:
         path = shipped(f"logs-{_level(config)}.jsonl.xz") if config.logs == "shipped" else Path(config.logs)
         if config.logs == "shipped" and not path.exists():
             raise ConfigError(f"logs: none are shipped for {config.env}; set logs to 'collect' or to a file of episodes")
-        episodes = shipped_logs(path, adapter) if config.logs == "shipped" else read_user_logs(path, _evaluated(config, adapter))
+        episodes = shipped_logs(path, adapter) if config.logs == "shipped" else read_user_logs(path, lambda: _evaluated(config, adapter))
     if not episodes:
         raise DataError(f"logs: {config.env} recorded no episode; its adapter has no explorers or no training tasks")
     write_episodes(run.path(LOGS), episodes)

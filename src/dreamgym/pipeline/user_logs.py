@@ -1,12 +1,12 @@
 """A user's own file of episodes, held against itself: every error names file, line and step.
 
-    episodes = read_user_logs(Path("episodes.jsonl"), evaluated={"shop/2000": "test"})
+    episodes = read_user_logs(Path("episodes.jsonl"), evaluated=lambda: {"shop/2000": "test"})
 
 A log that contradicts itself would teach the experience model nonsense, and one that holds a task of the evaluation would
 make every result worthless; both are refused before anything is written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dreamgym.core.errors import DataError, PanelLeakError
@@ -18,8 +18,9 @@ from dreamgym.pipeline.logs import load_logs
 _ENDS = {"won": "won", "lost": "lost"}
 
 
-def read_user_logs(path: Path, evaluated: Mapping[str, str]) -> list[Episode]:
-    """The episodes of ``path``, states in their canonical order. ``evaluated``: task id -> panel, of all that is evaluated on.
+def read_user_logs(path: Path, evaluated: Callable[[], Mapping[str, str]]) -> list[Episode]:
+    """The episodes of ``path``, states in their canonical order. ``evaluated``: task id -> panel, of all that is evaluated on; asked only
+    once the file is sound, because an environment may have to build its games first.
 
     Raises ``DataError`` where a change does not fit its state or an end is not that of the last step, and
     ``PanelLeakError`` where an episode plays an evaluation task, whatever panel it claims.
@@ -27,13 +28,16 @@ def read_user_logs(path: Path, evaluated: Mapping[str, str]) -> list[Episode]:
     episodes = load_logs([path])
     with open_text(path, "r") as f:
         lines = [n for n, text in enumerate(f, 1) if text.strip()]
-    return [_checked(e, f"{path}:{n}: episode {e.id}", evaluated) for n, e in zip(lines, episodes, strict=True)]
+    named = {f"{path}:{n}: episode {e.id}": e for n, e in zip(lines, episodes, strict=True)}
+    sane = [_checked(e, where) for where, e in named.items()]
+    panels = evaluated()
+    for where, e in named.items():
+        if panel := panels.get(e.task.id):
+            raise PanelLeakError(f"{where}: its task {e.task.id} is of the panel {panel}, which this run evaluates on; delete this line")
+    return sane
 
 
-def _checked(episode: Episode, where: str, evaluated: Mapping[str, str]) -> Episode:
-    if episode.task.id in evaluated:
-        panel = evaluated[episode.task.id]
-        raise PanelLeakError(f"{where}: its task {episode.task.id} is of the panel {panel}, which this run evaluates on; delete this line")
+def _checked(episode: Episode, where: str) -> Episode:
     last = episode.transitions[-1].outcome if episode.transitions else "go"
     if last != _ENDS.get(episode.stop.value, "go"):
         raise DataError(f"{where}: field stop: {episode.stop.value}, but the last step's outcome is {last}; mend or delete this line")

@@ -1,0 +1,67 @@
+"""The command line for tests, in their own process: a new one takes ten seconds to import torch and transformers, and has its tests where
+runs are killed. ``ENV`` and ``ROOT`` are for those.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+ROOT = Path(__file__).parents[1]
+WIDTH = {"COLUMNS": "200"}
+os.environ |= WIDTH  # before rich's console is made
+ENV = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+SMALL = [
+    "env=examples.own_environment:adapter",
+    "logs=collect",
+    "base=tiny",
+    "collect_tasks=40",
+    "threads=1",
+    "pretrain.epochs=2",
+    "experience.teacher=generic",
+    "experience.fit.epochs=2",
+    "sft.fit.epochs=6",
+    "rl.iterations=3",
+    "rl.tasks=4",
+    "rl.group=4",
+    "evaluation.games=8",
+    "evaluation.samples=2",
+    "evaluation.audit_games=4",
+    "experience.prompt.budget=64",
+    "evaluation.probe_games=4",
+    "rl.probe_every=2",
+    "s2r.iterations=8",
+    "s2r.tasks=3",
+]
+"""Overrides of a small run."""
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def dreamgym(*words: str) -> Done:
+    """``dreamgym WORDS`` from the repository's root. What it does not handle itself, it raises here."""
+    import torch
+
+    from dreamgym.cli import main
+
+    out, err, code, threads = io.StringIO(), io.StringIO(), 0, torch.get_num_threads()
+    with (
+        contextlib.chdir(ROOT),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        patch.object(sys, "argv", ["dreamgym", *words]),
+    ):
+        try:
+            main()
+        except SystemExit as e:
+            code = int(e.code or 0)
+        finally:
+            torch.set_num_threads(threads)
+    return Done(code, out.getvalue(), err.getvalue())
