@@ -181,8 +181,9 @@ BUDGETED = "real_at_s2r_budget"
 S2R: dict[str, dict[str, Any]] = {"hard": {"learning_rate": 2e-4}}
 """Learning in the real environment after the dream (``_s2r``): what differs from ``GRPO``."""
 REAL_BUDGET = {"hard": {"grpo": 27_000, "ppo": 9_500}}
-"""Real steps, probes included (some 3,600), of ``_s2r`` and of the arm that has no dream (``BUDGETED``), so that those of RL are a tenth
-of what the algorithm takes without a budget; learning rates fall to 0 over them."""
+"""Real steps, probes included (some 3,600), of ``_s2r`` and of the arm that has no dream (``BUDGETED``): those of RL shall be at most a
+tenth of what the algorithm takes without a budget. PPO's is reckoned from the lengths of GRPO's episodes. Learning rates fall to 0 over
+them."""
 EARLY_ROWS: dict[str, dict[str, Any]] = {f"{how}_start": {"model": "full", "start": how} for how in ("iwm", "self_reflection")}
 """On ``EARLY_LEVEL``: policy learning in the dream that begins with Early Experience instead of the warm start."""
 EARLY_LEVEL = "easy"

@@ -32,7 +32,13 @@ ROWS = {
     "grpo_dream+no_reasoning": "`grpo_dream`, experience model without reasoning",
     "grpo_dream+no_retrieval": "`grpo_dream`, without retrieval",
     "grpo_dream+no_sheet": "`grpo_dream`, without world sheet",
+    "dpo": "`dpo`: logged failures, without rewards",
+    "iwm": "`iwm`: Early Experience, implicit world modelling",
+    "self_reflection": "`self_reflection`: Early Experience, self-reflection",
+    "grpo_dream+iwm_start": "`grpo_dream`, begun from `iwm`",
+    "grpo_dream+self_reflection_start": "`grpo_dream`, begun from `self_reflection`",
 }
+"""Rows of the first tables, those that have cells."""
 console = Console(highlight=False)
 Cell = dict[str, object]
 
@@ -65,7 +71,7 @@ def spread(values: list[float]) -> str:
 def audit_of(level: str, method: str) -> dict[str, float]:
     """Each measure, mean over seeds."""
     audits = [c["audit"] for c in cells(level, method)]
-    known = {k: [float(a[k]) for a in audits if a[k] is not None] for k in AUDIT_KEYS}  # type: ignore[index]
+    known = {k: [float(a[k]) for a in audits if a.get(k) is not None] for k in AUDIT_KEYS}  # type: ignore[index]
     return {k: fmean(values) for k, values in known.items() if values}
 
 

@@ -12,8 +12,7 @@ from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
 WIDTH = {"COLUMNS": "200"}
-os.environ |= WIDTH  # before rich's console is made
-ENV = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+ENV = {**os.environ, **WIDTH, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
 SMALL = [
     "env=examples.own_environment:adapter",
     "logs=collect",
@@ -57,6 +56,7 @@ def dreamgym(*words: str) -> Done:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         patch.object(sys, "argv", ["dreamgym", *words]),
+        patch.dict(os.environ, WIDTH),
     ):
         try:
             main()
@@ -65,3 +65,10 @@ def dreamgym(*words: str) -> Done:
         finally:
             torch.set_num_threads(threads)
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def code_of(page: str, word: str) -> str:
+    """The block of Python on a page that has ``word`` in it."""
+    blocks = (ROOT / "docs" / page).read_text().split("```python\n")[1:]
+    [found] = [code for code in (b.partition("```")[0] for b in blocks) if word in code]
+    return found

@@ -1,4 +1,4 @@
-"""What a run takes over from the one that it continues, and what it refuses. The whole way with models is in ``test_cli.py``."""
+"""What a run takes over from the one that it continues, and what it refuses. The whole way with models is in ``test_whole_runs.py``."""
 
 import json
 
