@@ -21,7 +21,8 @@ from dreamgym.pipeline.stages import shipped, shipped_base
 HERE = Path(__file__).parent
 WORK, CELLS, SAME = HERE / "work", HERE / "results" / "cells", HERE / "results" / "same_code.json"
 MODELS = HERE / "models"
-"""Experience models that took long to train, for all cells of their level (``benchmarks.ship model``); the others are in ``WORK``."""
+"""Models that all cells of a level share: experience models that took long to train, and warm starts, since another machine's are others
+(``benchmarks.ship model``); the others are in ``WORK``."""
 SOURCE = HERE.parent / "src" / "dreamgym"
 LEARNED = (
     "core/state.py",
@@ -113,6 +114,7 @@ SEVERAL_ROOMS = (
 MEASURES = {
     "fidelity": ("experience/fidelity.py", "pipeline/fidelity.py"),
     "adversarial": ("experience/attacks.py", "pipeline/attack.py"),
+    "generator": ("envs/textworld/realise.py", "pipeline/fidelity.py"),
     "faults": ("endpoint/*.py", "experience/chat.py", "experience/endpoint.py", "core/lockstep.py", "rl/rollout.py"),
 }
 """Code of the result files beside the grid: what measures an experience model of it, and the client that meets faults."""
@@ -144,7 +146,7 @@ where its draws disagree. ``untrained``: the base language model is asked as it 
 buffer (else all that is valid). ``_em1``, ``_em2``: an experience model trained with another seed, for one policy seed each: how much of
 a row is the luck of that training. With fewer logged steps the epochs grow, so that the updates stay the same, up to ``epochs_at_most``."""
 CURRICULUM_ROWS: dict[str, dict[str, Any]] = {
-    name: {"model": "full", "curriculum": how}
+    name: {"model": "full", "curriculum": {"fade": 0.5} | how}
     for name, how in {
         "uniform": {"value": "uniform"},
         "variance": {},
@@ -155,7 +157,7 @@ CURRICULUM_ROWS: dict[str, dict[str, Any]] = {
     }.items()
 }
 """On the mixed pool: how tasks are chosen, and how many written ones come in; keys of ``Curriculum``. All with the same experience
-model, which has also learned to write (``WRITING``)."""
+model, which has also learned to write (``WRITING``). Values fade faster than elsewhere: a run sees a task of this pool once or twice."""
 WRITING = {"mixed": 20}
 """How often an experience model is shown each logged task as an example of writing, per epoch."""
 EXPERIENCE = {
@@ -194,7 +196,7 @@ LEVELS = ("easy", "standard")
 """Of the first tables."""
 EXPERIENCE_METHODS = tuple(f"grpo_dream+{v}" for v in EXPERIENCE_ROWS)
 BASELINES: dict[str, dict[str, float]] = {
-    "dpo": {"epochs": 3.0, "learning_rate": 1e-4, "beta": 0.1},
+    "dpo": {"epochs": 0.5, "learning_rate": 1e-5, "beta": 0.1},
     "iwm": {"alternatives": 3},
     "self_reflection": {"alternatives": 3},
 }

@@ -12,7 +12,7 @@ which is in their dreamed transitions.
 import sys
 from statistics import fmean
 
-from benchmarks.cells import CURRICULUM_ROWS, HERE, POOL, SEEDS, all_levels, cell_path, code_hash
+from benchmarks.cells import CURRICULUM_ROWS, HERE, POOL, SEEDS, all_levels, cell_path, measure_code
 from benchmarks.tables import cells, markdown, publish, rows, spread
 from dreamgym.core.files import read_json
 from dreamgym.pipeline.stats import paired_interval
@@ -34,7 +34,7 @@ def missing() -> list[str]:
     if not (RESULTS / "generator.json").exists():
         return [*absent, "generator.json"]
     made = read_json(RESULTS / "generator.json")["code"]
-    return absent + ([] if made == code_hash(POOL, "grpo_dream") else ["generator.json of the present code"])
+    return absent + ([] if made == measure_code("generator", POOL) else ["generator.json of the present code"])
 
 
 def played(row: str, panel: str) -> list[dict[str, float]]:

@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from benchmarks.cells import HERE, POOL, all_levels, code_hash, commit
+from benchmarks.cells import HERE, POOL, all_levels, commit, measure_code
 from benchmarks.grid import Cell, console
 from dreamgym.core.env import RealSteps
 from dreamgym.core.files import write_json
@@ -139,7 +139,7 @@ def main() -> None:
         "examples": [{"seeds": d.seeds, "instruction": d.instruction, "verdict": d.verdict} for d in drafts[:40]],
         "simulator_variance_share": simulators_share(model, buffer.snapshot(), cap, first, cell.tasks),
         "real_steps_audit": counter.total,
-        "code": code_hash(POOL, "grpo_dream"),
+        "code": measure_code("generator", POOL),
         "commit": commit(),
         "versions": versions(),
     }

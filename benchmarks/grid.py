@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -124,6 +125,10 @@ class Cell:
         self.commit = commit()
         self.wall: dict[str, float] = {}
         """Seconds of training the models that cells share, by model, as noted beside each."""
+        self.began: str | None = None
+        """Which warm start it was; equal settings give another one on a machine that multiplies in other bits."""
+        self.told: dict[str, object] = {}
+        """What a baseline has to say of its data."""
         self.weights: str | None = None
         """Which experience model it was: two trainings with equal settings on two machines are two models."""
 
@@ -154,7 +159,8 @@ class Cell:
             audit = found.result
             episodes += found.dreamed
             write_json(WORK / f"{path.stem}-audit.json", audit)
-        self.write(path, episodes, audit, {"updates": updates, "wall_s": round(train_s, 1), "dreamed_transitions": dreamed, "curve": curve})
+        learned = {"updates": updates, "wall_s": round(train_s, 1), "dreamed_transitions": dreamed, "curve": curve}
+        self.write(path, episodes, audit, self.told | learned)
         shutil.rmtree(self.folder() / "buffer", ignore_errors=True)  # only now: a cell killed while it is judged opens it again
 
     def audit_config(self) -> RunConfig:
@@ -187,6 +193,7 @@ class Cell:
                 **learned,
                 "shared_wall_s": self.wall,
                 "experience_model": self.weights,
+                "warm_start": self.began,
                 "peak_rss_gib": round(peak_rss_gib(), 2),
                 "audit": kept,
                 "rows": [r.model_dump(mode="json") for r in rows],
@@ -205,13 +212,13 @@ class Cell:
     def warm(self) -> Path:
         """The warm start of this seed: limited demonstrations, or every success for ``sft_all``."""
         name = "sft_all" if self.method == "sft_all" else "sft" if self.view == "carried" else f"sft_{self.view}"
-        folder = WORK / f"{self.level}-{name}-s{self.seed}-{config_hash({'sft': SFT[self.level], 'code': code_hash(self.level, 'warm')})}"
+        folder = shared(f"{self.level}-{name}-s{self.seed}-{config_hash({'sft': SFT[self.level], 'code': code_hash(self.level, 'warm')})}")
         if not (folder / "wall_s.json").exists():
             won = successes(self.logs)
             demos = won if name == "sft_all" else [e for e in won if e.behaviour == "expert"]
             fit = FitConfig(**SFT[self.level], seed=self.seed)
             timed(folder, lambda: warm_start(shipped_base(self.level), demos, fit, folder))
-        self.wall[name] = wall_s(folder)
+        self.wall[name], self.began = wall_s(folder), fingerprint(folder)
         return folder
 
     def acts(self) -> tuple[Context, int]:
@@ -228,7 +235,8 @@ class Cell:
         if self.method == "dpo":
             return prefer(warm, preferences(demos, self.logs), folder, self.seed, **how), time.perf_counter() - start
         policy = Policy(LocalLM.load(warm), 1.0)
-        tried = try_alternatives(policy, demos, self.adapter, self.counter, int(how["alternatives"]), self.seed)
+        tried = try_alternatives(policy, demos, self.adapter, self.counter, int(how["alternatives"]), self.seed, self.logs)
+        self.told["alternatives"] = fmean(len(t.others) for t in tried)
         learn = implicit_world_modelling if self.method == "iwm" else self_reflection
         fit = FitConfig(**SFT[self.level], seed=self.seed)
         return learn(shipped_base(self.level), tried, fit, folder), time.perf_counter() - start
@@ -374,8 +382,12 @@ def experience_folder(level: str, name: str, row: Mapping[str, Any]) -> Path:
     writing, first = WRITING.get(level, 0), GOES_ON_FROM.get(level)
     fitted = {"fit": EXPERIENCE[level], "prompt": VARIANTS.get(name, row), "code": code_hash(level, "experience")}
     decided = config_hash(fitted | ({"writing": writing} if writing else {}) | ({"from": first} if first else {}))
-    folder = f"{level}-experience-{name}-{decided}"
-    return MODELS / folder if (MODELS / folder).exists() else WORK / folder
+    return shared(f"{level}-experience-{name}-{decided}")
+
+
+def shared(name: str) -> Path:
+    """Where a model that cells share is or will be."""
+    return MODELS / name if (MODELS / name).exists() else WORK / name
 
 
 class Reinforced(NamedTuple):

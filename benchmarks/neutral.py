@@ -45,10 +45,11 @@ METHODS = ("sft", "grpo_real", "grpo_dream", "grpo_dream+no_reasoning", "grpo_dr
 PLAYED = {
     "easy": METHODS,
     "standard": METHODS,
-    "hard": ("sft", "grpo_real", "grpo_dream", "ppo_real", "ppo_dream"),
-    "mixed": ("sft", "grpo_dream+uniform", "grpo_dream+hindsight"),
+    "hard": ("sft", "grpo_real", "grpo_dream"),
+    "mixed": ("sft", "grpo_dream+uniform"),
 }
-"""The arms of the small form. Cells of a kind that is not among them start anew where a module was edited that none of these has."""
+"""The arms of the small form: of those that have cells or a kept model. Cells of a kind that is not among them start anew where a module
+was edited that none of these has; what these do not play (a critic, written tasks) they do not compare."""
 
 
 def small_form(level: str, out: Path) -> None:

@@ -7,6 +7,7 @@
     python -m benchmarks.ship base rooms       # and that of hard and mixed
     python -m benchmarks.ship agent easy       # a weak policy's own episodes, appended to the logs
     python -m benchmarks.ship model hard       # for benchmarks/models only: the experience model of a level's cells, 75 minutes
+    python -m benchmarks.ship starts mixed     # likewise: the warm starts of all seeds, 5 to 20 minutes each
 
 The base language model has not read the agent's own episodes (they were played by a policy that was fine-tuned from an
 earlier base), nor the seeking, fussing and moving ones. As shipped, the logs were recorded in parts: those three explorers, and the
@@ -27,7 +28,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.cells import MODELS, SFT, WORK
+from benchmarks.cells import MODELS, SEEDS, SFT, WORK
 from benchmarks.grid import Cell, begin
 from dreamgym.core.env import RealSteps
 from dreamgym.core.files import read_episodes, read_json, write_episodes, write_json
@@ -147,9 +148,19 @@ def agent(level: str) -> None:
 
 def model(level: str) -> None:
     begin()
-    trained = Cell(level, "grpo_dream", 0).model_folder()
+    keep(Cell(level, "grpo_dream", 0).model_folder())
+
+
+def starts(level: str, *seeds: int) -> None:
+    begin()
+    for seed in seeds:
+        keep(Cell(level, "sft", seed).warm())
+
+
+def keep(trained: Path) -> None:
+    """A model that all cells of its level share from now on, on whatever machine."""
     if trained.parent != MODELS:
-        shutil.copytree(trained, MODELS / trained.name)
+        shutil.copytree(trained, MODELS / trained.name, ignore=shutil.ignore_patterns("checkpoints", "started.json"))
     console.print(f"{MODELS / trained.name}: weights {fingerprint(MODELS / trained.name)}")
 
 
@@ -167,5 +178,9 @@ if __name__ == "__main__":
             agent(level)
         case ["model", level]:
             model(level)
+        case ["starts", level]:
+            starts(level, *SEEDS)
+        case ["starts", level, seed]:
+            starts(level, int(seed))
         case _:
             sys.exit(__doc__)

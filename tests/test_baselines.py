@@ -54,6 +54,28 @@ def test_other_actions_are_really_tried_from_the_demonstrated_state_and_counted(
     assert counter.counts == {"rl": sum(t.at + 1 for t, _ in others)}, "re-played steps too"
 
 
+def test_what_the_logs_saw_in_a_demonstrated_state_is_tried_without_a_real_step(tried, logged):  # noqa: F811
+    episodes, start = logged
+    demos, counter = tried[0], RealSteps()
+    seen = {(e.task.id, t.state, t.action): t for e in episodes for t in e.steps}
+    found = try_alternatives(Policy(LocalLM.load(start), 0.0), demos, adapter, counter, 3, 0, episodes)
+    logged_there = [
+        sum((t.episode.task.id, t.demonstrated.state) == key[:2] and key[2] != t.demonstrated.action for key in seen) for t in found
+    ]
+    assert max(logged_there) >= 3
+    assert all(len(t.others) >= min(n, 3) for t, n in zip(found, logged_there, strict=True)), "up to three a state"
+    assert all(len(t.others) <= 3 for t in found)
+    executed = [(t, o) for t in found for o in t.others if (t.episode.task.id, o.state, o.action) not in seen]
+    assert counter.total == sum(t.at + 1 for t, _ in executed), "real steps for those alone that nobody has seen"
+    known = [(t, o) for t in found for o in t.others if (t.episode.task.id, o.state, o.action) in seen]
+    assert known
+    for t, other in known:
+        logged_step = seen[t.episode.task.id, other.state, other.action]
+        assert (other.state, other.change, other.outcome) == (t.demonstrated.state, logged_step.change, logged_step.outcome)
+    again = try_alternatives(Policy(LocalLM.load(start), 0.0), demos, adapter, RealSteps(), 3, 0, episodes)
+    assert [t.others for t in again] == [t.others for t in found]
+
+
 def test_a_world_model_of_the_policy_learns_what_actions_change(tried, logged, tmp_path):  # noqa: F811
     demos, found, _ = tried
     lm = LocalLM.load(logged[1])

@@ -70,3 +70,12 @@ def test_a_model_that_writes_tasks_plays_for_a_run_without_them_and_no_other_wri
     assert not (tmp_path / "writing" / "experience").exists()
     more = Run(tmp_path / "more", load_config(config, ["curriculum.synthetic=0.25", "curriculum.writing=3"]))
     assert share(more, writer) == ["collect", "annotate", "base"]
+
+
+def test_a_saved_configuration_learns_for_real_as_it_is_told_to_in_the_dream(tmp_path):
+    saved = tmp_path / "config.yaml"
+    saved.write_text(dump_config(load_config(None, ["s2r.learning_rate=1e-5"])))
+    assert load_config(saved) == load_config(None, ["s2r.learning_rate=1e-5"])
+    found = load_config(saved, ["rl.advantage=gae", "rl.gae_lambda=0.95", "rl.learning_rate=3e-4"])
+    assert (found.s2r.advantage, found.s2r.gae_lambda) == ("gae", 0.95)
+    assert found.s2r.learning_rate == 1e-5, "what was said of s2r itself stays"

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from dreamgym.core.types import Episode, StopReason, Task, Transition
 from dreamgym.curriculum.config import SamplerConfig
-from dreamgym.curriculum.sampler import ValueSampler
-from dreamgym.curriculum.values import VALUES, balance, progress_of, progress_variance, variance
+from dreamgym.curriculum.sampler import FLOOR, ValueSampler
+from dreamgym.curriculum.values import UNFINISHED, VALUES, balance, progress_of, progress_variance, variance
 
 TASKS = [f"t{i}" for i in range(40)]
 REWARDS = st.lists(st.sampled_from([0.0, 1.0, None]), min_size=1, max_size=12)
@@ -45,10 +45,20 @@ def test_values_agree_where_they_must(rewards):
 def test_what_always_fails_at_the_end_is_seen_by_progress_alone():
     late, early = [0.9] * 4, [0.0] * 4
     assert variance([0.0] * 4, late) == 0
-    assert progress_variance([0.0] * 4, late) == pytest.approx(0.09)
+    assert progress_variance([0.0] * 4, late) == pytest.approx(0.18 * 0.82), "as if one in five were won nine times in ten"
     assert progress_variance([0.0] * 4, early) == 0
-    assert progress_variance([0.0, 0.0, None], [0.5, None, None]) == pytest.approx(0.25 * 0.75), "nothing said counts as nothing done"
     assert balance([0.0] * 4) == balance([0.0] * 4, late)
+    assert progress_variance([0.0, 0.0, None], [0.5, None, None]) == pytest.approx(1 / 6 * 5 / 6), "of those of which it is known"
+
+
+@given(st.integers(2, 8), st.floats(0, UNFINISHED), st.floats(0, UNFINISHED))
+def test_what_comes_further_is_worth_more_but_not_as_much_as_what_is_won_half_the_time(n, one, other):
+    near, far = sorted((one, other), reverse=True)
+    failed = [progress_variance([0.0] * n, [p] * n) for p in (far, near)]
+    assert failed[0] <= failed[1]
+    half = [1.0] * (n // 2) + [0.0] * (n - n // 2)
+    assert failed[1] < progress_variance(half, [1.0 if r else far for r in half])
+    assert progress_variance([0.0] * 4, [UNFINISHED] * 4) > FLOOR, "done but for the last step: worth varying"
 
 
 def episode(*reasonings: str, stop: StopReason = StopReason.MAX_STEPS) -> Episode:

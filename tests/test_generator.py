@@ -19,7 +19,7 @@ from dreamgym.core.grammar import (
     render_variation,
 )
 from dreamgym.core.seeding import keyed_rng
-from dreamgym.core.types import Episode, StopReason, Task
+from dreamgym.core.types import Episode, Feat, StopReason, Task
 from dreamgym.curriculum.config import GeneratorConfig
 
 pytest.importorskip("torch", reason="needs the extra [train]")
@@ -47,6 +47,8 @@ VALUES = {t.id: {"value": 0.25 if t.id in ("t/0", "t/7") else 0.1, "visits": 1.0
 
 class Drafts:
     """Says what it was given, over and over, and keeps what it was asked."""
+
+    imitates = True
 
     def __init__(self, *drafts: str | None, lines: Mapping[str, Placed] | None = None) -> None:
         self.drafts, self.lines, self.asked, self.lacking = drafts, lines or {}, list[Asked](), list[Lack]()
@@ -111,6 +113,37 @@ def test_tasks_are_alike_where_they_ask_for_the_same_and_not_where_a_word_differ
         assert {generator._check(text, t, [t.instruction])[0] for text in others} == {""}
     assert adapter.canonical("cook lime fried") == "cook lime fried", "no recipe: as it is"
     assert adapter.canonical("cook lime fried diced and lime fried diced") == "cook lime fried diced and lime fried diced"
+
+
+def test_two_foods_that_swap_what_is_done_to_them_make_another_task():
+    pytest.importorskip("textworld", reason="needs the extra [textworld]")
+    from dreamgym.envs.textworld.adapter import TextWorldAdapter
+
+    asked = "cook carrot fried diced and lettuce roasted chopped and red_onion grilled sliced"
+    swapped = "cook carrot fried chopped and lettuce roasted diced and red_onion grilled sliced"
+    world = Task(id="w", instruction=asked, first_state=(), sheet=())
+    logged = [world, *(world.model_copy(update={"id": str(i), "instruction": swapped}) for i in range(1))]
+    adapter = TextWorldAdapter("hard")
+    generator = TaskGenerator(Drafts(), logged, GeneratorConfig(), 0, canonical=adapter.canonical)
+    assert generator._check(swapped, world, [asked])[0] == ""
+    turned = "cook lettuce roasted chopped and carrot fried diced and red_onion grilled sliced"
+    assert generator._alike(turned, [asked])
+
+
+def test_a_chat_model_words_tasks_as_it_likes():
+    class Free(Drafts):
+        imitates = False
+
+    logged = [
+        Task(id=str(i), instruction=text, first_state=(), sheet=())
+        for i, text in enumerate(["buy hiking boots, size 7, under 60.00 dollars", "buy a red mug for children, under 9.50 dollars"])
+    ]
+    draft = "buy waterproof hiking boots, size 8, and price lower than 90.00 dollars"
+    assert not TaskGenerator(Drafts(), logged, GeneratorConfig(), 0).well_formed(draft), "no three words of it follow each other there"
+    free = TaskGenerator(Free(), logged, GeneratorConfig(), 0)
+    assert free.well_formed(draft)
+    assert not free.well_formed("buy boots <|im_end|>")
+    assert not free.well_formed(", .")
 
 
 def test_of_two_drafts_alike_in_one_round_one_is_kept():
@@ -349,19 +382,21 @@ def failed(name: str, at: Task, stop: StopReason = StopReason.LOST) -> Episode:
 
 
 def test_what_failed_episodes_did_achieve_becomes_a_task():
-    told = {"a": "cook lime roasted", "b": "cook lime fried", "c": None, "d": "cook unicorn", "e": "cook carrot fried"}
+    said = {"a": "cook lime roasted", "b": "cook lime fried", "c": None, "d": "cook unicorn", "e": "cook carrot fried"}
+    told = {name: text and Feat(text, (f"do {name}",)) for name, text in said.items()}
     episodes = [failed(name, TASKS["t/0"]) for name in told]
     episodes += [failed("won", TASKS["t/0"], StopReason.WON), failed("broken", TASKS["t/0"], StopReason.INVALID_REPLY)]
     generator = TaskGenerator(Drafts(), LOGGED, GeneratorConfig(parents=5), 0)
     found = generator.hindsight(episodes, lambda task, e: told[e.id], TASKS, 4)
-    verdicts = {d.seeds[0]: d.verdict for d in found}
+    verdicts = {next(name for name, text in said.items() if text == d.instruction): d.verdict for d in found}
     assert {"a", "b"} & set(verdicts), "of one world one is kept"
+    assert [(d.seeds, d.solution) for d in found if d.task] == [((TASKS["t/0"].instruction,), (f"do {min({'a', 'b'} & set(verdicts))}",))]
     assert list(verdicts.values()).count("kept") == 1
     assert verdicts.get("d", "malformed") == "malformed"
     assert verdicts.get("e", "like another task of its world") == "like another task of its world"
     assert [d.task.lineage for d in found if d.task] == [("t/0",)]
     elsewhere = [*episodes, failed("f", TASKS["t/7"])]
-    told["f"] = "cook egg fried"
+    told["f"] = Feat("cook egg fried", ("do f",))
     assert len([d for d in generator.hindsight(elsewhere, lambda task, e: told[e.id], TASKS, 4) if d.task]) == 2
     only = TaskGenerator(Drafts(), LOGGED, GeneratorConfig(parents=1), 0).hindsight(elsewhere, lambda t, e: told[e.id], TASKS, 4)
     assert len([d for d in only if d.task]) == 1

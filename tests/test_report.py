@@ -359,19 +359,23 @@ def test_the_page_tells_which_tasks_were_played_and_what_was_written(full_run: P
     child = Task(id="game/a~1.1", instruction=HOSTILE, first_state=(CLOSED,), lineage=("game/a",))
     sampler.observe("game/a", [1.0, 0.0])
     sampler.observe("game/b", [0.0, 0.0, None])
-    sampler.add([child])
+    twin = child.model_copy(update={"id": "game/a~1.2", "instruction": "find the plum"})
+    grandchild = child.model_copy(update={"id": "game/a~2.3", "instruction": "find the pear", "lineage": ("game/a", child.id)})
+    sampler.add([child, twin, grandchild])
     sampler.observe(child.id, [1.0, 1.0, 1.0, 0.0])
-    write_json(full_run / "policy_run/checkpoint/state.json", {"sampler": sampler.state_dict(), "written": [child.model_dump(mode="json")]})
+    written = [t.model_dump(mode="json") for t in (child, twin, grandchild)]
+    write_json(full_run / "policy_run/checkpoint/state.json", {"sampler": sampler.state_dict(), "written": written})
     draft = {"parent": "game/a", "seeds": ["find the tomato", "find the <b>carrot</b>"], "parent_value": 0.25, "iteration": 1}
     lines = [
         {**draft, "instruction": HOSTILE, "verdict": "kept", "task": child.id, "furnished": ["[shelf] <i>kiwi</i>: ripe"]},
+        {**draft, "instruction": "find the plum", "verdict": "kept", "task": twin.id, "solution": ["open <b>box</b>", "take plum"]},
         {**draft, "instruction": "find the lime", "verdict": "names what is not in its world: lime", "task": None},
         {**draft, "instruction": "find the kiwi", "verdict": "names what is not in its world: kiwi", "task": None},
         {"task": "game/b~0.1", "verdict": "dropped: its last group had no valid rollout", "iteration": 1},
     ]
     write_atomic(full_run / "policy_run/tasks.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
     told = [json.loads(line) for line in (full_run / "policy_run/metrics.jsonl").read_text().splitlines()]
-    told[-1] |= {"synthetic": 0.5, "won_logged": 0.25, "won_written": 0.75, "value_logged": 0.125, "value_written": 0.1875}
+    told[-1] |= {"age_written": 1.0, "tasks_synthetic": 3.0, "synthetic": 0.5, "won_logged": 0.25, "won_written": 0.75, "value_logged": 0.125, "value_written": 0.1875}
     write_atomic(full_run / "policy_run/metrics.jsonl", "".join(json.dumps(m) + "\n" for m in told))
     page = section(write_report(full_run).read_text(encoding="utf-8"), "tasks")
     text = text_of(page)
@@ -380,11 +384,18 @@ def test_the_page_tells_which_tasks_were_played_and_what_was_written(full_run: P
     assert "<title>dreamed success, written tasks" in page
     assert "dreamed: mean value over 0.25, written tasks" in page
     assert "logged 2 2 dreamed 0.12" in text, "two logged tasks, both played, mean value of 0.25 and 0"
-    assert "written 1 1" in text
+    assert "written, children of logged ones 2 1" in text, "one of them has not been played"
+    assert "written, grandchildren 1 0" in text
+    assert "Written tasks: how many, and how old" in page
+    assert "hindsight; done by: open <b>box</b>, take plum" in text
+    family = text_of(page.partition("Tasks with most children")[2])
+    assert family.split("dreamed")[0].count("find the <b>carrot</b>") == 1, "a parent stands beside its first child"
+    assert "find the plum dreamed – dreamed –" in " ".join(family.split()), "what was not played has its parent's value, which is not shown as its own"
+    assert "find the pear" not in family, "an only child is no family"
     shown = re.sub(r"<span class=\"dreamed\".*?</span>|<title>dreamed.*?</title>|<svg.*?</svg>", "", page, flags=re.S)
     assert "dreamed 75.0 %" in page
     assert not re.search(r"75\.0 %|0\.12|0\.188|0\.25<", shown), "what the dream says of them is marked as dreamed"
-    assert "What became of 3 drafts" in text
+    assert "What became of 4 drafts" in text
     assert "names what is not in its world 2" in text
     assert "find the tomato find the <b>carrot</b>" in text
     assert "<script>" not in page.partition("What became of")[2]

@@ -1,6 +1,7 @@
 """Laws of the packing, the lockstep and the sampler."""
 
 import asyncio
+import copy
 import itertools
 import math
 import random
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamgym.core.env import Info, Step
-from dreamgym.core.errors import BatchError
+from dreamgym.core.errors import BatchError, TrainingError
 from dreamgym.core.lockstep import Lockstep
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.types import Task
@@ -18,10 +19,13 @@ from dreamgym.pipeline.stats import paired_interval, pass_at
 
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
 
+from dreamgym.lm.fit import FitConfig, fit  # noqa: E402
 from dreamgym.lm.local import LocalLM  # noqa: E402
 from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack  # noqa: E402
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
 from dreamgym.lm.words import add_whole_words  # noqa: E402
+from dreamgym.rl.policy import Sample  # noqa: E402
+from dreamgym.rl.rollout import Seat, rollouts  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,19 @@ def test_a_packed_tree_equals_separate_sequences(lm):
             assert batch["labels"][0, inside : inside + m].tolist() == [IGNORED] * (m - s.trained) + list(s.ids[m - s.trained :])
             inside += m
         at = inside
+
+
+def test_weights_that_are_no_numbers_are_not_what_training_leaves(lm, tmp_path):
+    trees = [Tree((5, 6, 7), (Segment((8, 9, 10), 2),))] * 8
+    torn = copy.deepcopy(lm.model)
+    torn.lm_head.register_full_backward_hook(lambda module, into, out: (into[0] * float("nan"),))
+    with pytest.raises(TrainingError, match="learning_rate"):
+        fit(torn, trees, FitConfig(epochs=4, rows=4, row_length=64), tmp_path / "short")
+    torn = copy.deepcopy(lm.model)
+    torn.lm_head.register_full_backward_hook(lambda module, into, out: (into[0] * float("nan"),))
+    with pytest.raises(TrainingError, match=r"update 20 of \d+: \w+ is nan"):
+        fit(torn, trees, FitConfig(epochs=30, rows=4, row_length=64), tmp_path / "long", checkpoint_every=20)
+    assert not list((tmp_path / "long").glob("checkpoint-*")), "no weights of it reach a checkpoint"
 
 
 def test_a_target_longer_than_a_row_is_an_error():
@@ -162,6 +179,44 @@ def test_lockstep_goes_on_without_who_waits_elsewhere():
 
     asyncio.run(run())
     assert sizes == [3, 2, 2, 1]
+
+
+def test_a_slow_environment_holds_nobody_up_and_one_that_never_answers_is_one_invalid_episode(monkeypatch):
+    monkeypatch.setattr("dreamgym.rl.rollout.PATIENCE_S", 0.5)
+    order: list[str] = []
+    woken: list[asyncio.Event] = []
+
+    class Room:
+        """Three steps; that of ``slow`` waits until all others are done, that of ``dead`` for ever."""
+
+        async def reset(self, task: Task, seed: int) -> tuple[str, Info]:
+            self.name, self.left = task.id, 3
+            return "[room] mat: here", {}
+
+        async def step(self, action: str) -> Step:
+            if self.name == "dead":
+                await asyncio.Event().wait()
+            if self.name == "slow" and len(order) < 2:
+                woken.append(asyncio.Event())
+                await woken[0].wait()
+            self.left -= 1
+            done = self.left == 0
+            return Step(f"[room] mat: {self.left}", float(done), done, False, {})
+
+        async def close(self) -> None:
+            if self.name.startswith("quick"):
+                order.append(self.name)
+                if len(order) == 2:
+                    woken[0].set()
+
+    class Says:
+        def act(self, turns):
+            return [Sample((1,), (2,), (0.0,), "go") for _ in turns]
+
+    names = ("slow", "quick1", "dead", "quick2")
+    seats = [Seat(Task(id=name, instruction="x", first_state=()), 0, 0) for name in names]
+    played = rollouts(Says(), lambda seat, lockstep: Room(), seats, "real", "rooms")
+    assert [(r.episode.valid, len(r.samples)) for r in played] == [(True, 3), (True, 3), (False, 0), (True, 3)]
 
 
 def test_what_fails_elsewhere_is_nobodys_own_failure():

@@ -118,6 +118,46 @@ def test_a_critic_learns_which_states_are_worth_more(start):
     assert critic.values(prompts) == pytest.approx(aims, abs=0.1)
 
 
+def test_every_step_counts_alike_in_a_critic_and_a_share_of_nothing_moves_nothing(start):
+    lm = LocalLM.load(start)
+    short, long = (tuple(lm.encode(f" @task cat @state mat room {'the dog ran ' * n} @do")) for n in (0, 90))
+    critic = Critic(start, RLConfig(advantage="gae"), lm.pad)
+    assert len(critic._batches([short, long] * 20)) > 1, "they are not read together"
+    prompts, aims = [short] * 9 + [long], [1.0] * 9 + [0.0]
+    before = critic.values(prompts)
+    told = critic.fit(prompts, before, aims, 8, (0, 1), share=0.0)
+    assert told["value_loss"] == pytest.approx(0.9 / 2), "half the mean square error over steps, however long they are"
+    assert critic.values(prompts) == before
+
+
+def test_a_critic_reads_short_and_long_states_in_one_update(start):
+    """Else its last updates are of long ones alone, and what it says of short ones goes with them."""
+    lm = LocalLM.load(start)
+    prompts = [tuple(lm.encode(f" @task cat @state mat room {'the dog ran ' * n} @do")) for n in range(120)]
+    critic, read = Critic(start, RLConfig(advantage="gae", row_length=128, rows=1, critic_passes=1), lm.pad), list[int]()
+    own = critic._read
+    critic._read = lambda batch: (read.append(len(batch[-1])), own(batch))[1]
+    for iteration in range(2):
+        read.clear()
+        critic.fit(prompts, [0.0] * 120, [0.5] * 120, 4, (0, iteration))
+        assert read != sorted(read)
+        per = -(-len(read) // 4)
+        for first in range(0, len(read), per):
+            assert max(read[first : first + per]) - min(read[first : first + per]) > (max(read) - min(read)) / 3
+
+
+def test_ppo_goes_on_from_the_critic_beside_its_policy(start, tmp_path):
+    trainer = a_trainer(start, ALGORITHMS["ppo"])
+    trainer.iterate(TASKS)
+    trainer.save(tmp_path)
+    prompts = [s.prompt for r in trainer.played for s in r.samples]
+    values = trainer.critic.values(prompts)
+    assert any(values)
+    after = Trainer(LocalLM.load(tmp_path), trainer.config, trainer.play, tmp_path)
+    assert after.critic.values(prompts) == pytest.approx(values, abs=1e-6)
+    assert not any(Trainer(LocalLM.load(start), trainer.config, trainer.play, start).critic.values(prompts))
+
+
 def test_a_divergence_holds_the_policy_to_its_start(start):
     moved = {}
     for weight in (0.0, 5.0):

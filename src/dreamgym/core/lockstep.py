@@ -8,12 +8,13 @@ The functions are named in their order: while anybody waits for an earlier one, 
 function comes last. A batch is sorted by key: its composition depends on the episodes and not on the event loop. An
 exception in a batch function reaches every episode that waits for it, as a ``BatchError``: it is nobody's own failure.
 
-Who waits for something from elsewhere (``apart``: the reply of a server) holds nobody up: batches are then of those who are
-here, and who that is depends on the server.
+Who waits for something from elsewhere (``apart``: the reply of a server; ``away``: a slow environment) holds nobody up: batches are
+then of those who are here, and who that is depends on what they wait for.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from dreamgym.core.errors import BatchError, DreamgymError
@@ -54,14 +55,21 @@ class Lockstep:
 
     async def apart(self, elsewhere: Awaitable[T]) -> T:
         """What ``elsewhere`` gives, while the others go on: their batches do not wait for this episode until then."""
-        self._live -= 1
-        self._flush_if_all_wait()
         try:
-            return await elsewhere
+            with self.away():
+                return await elsewhere
         except DreamgymError:
             raise
         except Exception as error:  # as in a batch function: not the failure of this episode's environment
             raise BatchError(f"{type(error).__name__}: {error}") from error
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """While an episode waits for something that is nobody else's, such as its own environment; it calls no batch function meanwhile."""
+        self._live -= 1
+        self._flush_if_all_wait()
+        try:
+            yield
         finally:
             self._live += 1
 

@@ -5,7 +5,7 @@ The two questions are separate methods that refuse the other kind, so a dreamed 
 """
 
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -63,6 +63,13 @@ class Task(_Value):
     """Ids of the tasks this one was varied from, oldest first; empty for logged tasks."""
     panel: Panel = "user"
     difficulty: str = ""
+
+
+class Feat(NamedTuple):
+    """What an episode did achieve: the instruction that asks for it, and actions that do it from the task's start."""
+
+    instruction: str
+    solution: tuple[str, ...]
 
 
 def written_in(task: str) -> int:

@@ -42,6 +42,8 @@ class _Picked(BaseModel):
 class ChatWriter:
     """Writes (at temperature 1, drafts are to differ) and picks (greedily) by asking ``chat``."""
 
+    imitates = False
+
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
 

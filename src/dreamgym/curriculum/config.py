@@ -16,6 +16,9 @@ class SamplerConfig(BaseModel):
     clusters: int = Field(0, ge=0)
     """For PPO: the tasks of a cluster are one group of Eq. 7, this many clusters of instructions (``curriculum/clusters.py``, the extra
     [cluster]); 0 = each task is its own."""
+    fade: float = Field(0.98, gt=0, le=1)
+    """Of what sets a value apart from that of a task that nobody has played, the part that is left after as many groups as there are
+    tasks. Runs that see each task a few times only want it lower, else what was always lost at first stays worthless."""
     synthetic: float = Field(0.0, ge=0, le=1)
     """Lambda: the largest share of generated tasks in a draw."""
 

@@ -3,9 +3,10 @@
     generator = TaskGenerator(writer, logged_tasks, GeneratorConfig(), seed)
     for draft in generator.vary(tasks, sampler.values(), iteration): ...
 
-A draft has to be well formed (its words follow each other as those of logged instructions do), new (in its world no task is like it)
-and possible: what it names is in its world, or can be written into it (``curriculum/worlds.py``). The criteria are those of the
-paper's selection prompt (arXiv 2511.03773 App. C.2) as far as code can hold them; whether it is challenging is measured by playing it.
+A draft has to be well formed (where the writer imitates logged instructions its words follow each other as theirs do; a chat model's
+has no signs that they have not), new (in its world no task is like it) and possible: what it names is in its world, or can be written
+into it (``curriculum/worlds.py``). The criteria are those of the paper's selection prompt (arXiv 2511.03773 App. C.2) as far as code
+can hold them; whether it is challenging is measured by playing it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.state import State
-from dreamgym.core.types import Episode, StopReason, Task
+from dreamgym.core.types import Episode, Feat, StopReason, Task
 from dreamgym.curriculum.config import GeneratorConfig
 from dreamgym.curriculum.sampler import FLOOR
 from dreamgym.curriculum.worlds import Lack, LoggedWorlds, named_in, words_of
@@ -24,10 +25,11 @@ from dreamgym.replay.encoder import HashingEncoder
 
 START, END, NAMED = "<", ">", "*"
 LACKING = "names what is not in its world"
+ALIKE = "like another task of its world"
 DIMENSION = 4096
-"""Of the encoder that finds tasks alike: so many that no two words of instructions share one."""
-Achieved = Callable[[Task, Episode], str | None]
-"""Words what an episode did achieve as an instruction; None where that is nothing."""
+"""Of the encoder that says how alike tasks are: so many that words of instructions hardly share one."""
+Achieved = Callable[[Task, Episode], Feat | None]
+"""What an episode did achieve; None where that is nothing."""
 
 
 class Draft(NamedTuple):
@@ -41,6 +43,8 @@ class Draft(NamedTuple):
     task: Task | None
     furnished: State = ()
     """Lines that were written into its world, also where another draft was chosen."""
+    solution: tuple[str, ...] = ()
+    """Of a hindsight task: actions that do it."""
 
 
 class TaskGenerator:
@@ -53,18 +57,21 @@ class TaskGenerator:
         config: GeneratorConfig,
         seed: int,
         allowed: Callable[[str], bool] = lambda instruction: True,
-        canonical: Callable[[str], str] = lambda instruction: instruction,
+        canonical: Callable[[str], str] | None = None,
+        clusters: Mapping[str, int] | None = None,
     ) -> None:
         """``allowed``: whether an instruction may be trained on, where an environment keeps some for evaluation; ``canonical``: the one
-        wording of all instructions that ask for the same."""
+        wording of all instructions that ask for the same, by which then tasks are alike or not; ``clusters``: of logged tasks, where
+        tasks of a cluster are varied together (``ValueSampler``)."""
         self.writer, self.config, self.seed, self._allowed, self._canonical = writer, config, seed, allowed, canonical
+        self._clusters = clusters or {}
         self._known = Phrases(logged)
         self._worlds = LoggedWorlds(logged)
         self._encoder = HashingEncoder(DIMENSION)
 
     def well_formed(self, text: str | None) -> bool:
-        """Whether a draft is worded as logged instructions are, whatever it names."""
-        return text is not None and self._known.follows(text)
+        """Whether a draft is worded as logged instructions are, whatever it names; a chat model chooses its own words, not its signs."""
+        return text is not None and (self._known.follows(text) if self.writer.imitates else self._known.signed(text))
 
     def vary(self, tasks: Mapping[str, Task], values: Mapping[str, Mapping[str, float]], iteration: int) -> list[Draft]:
         """One round: drafts for the most valuable of ``tasks`` that were played and are worth more than the floor; ties are drawn."""
@@ -78,7 +85,7 @@ class TaskGenerator:
             for parent in parents
             for n in range(self.config.drafts)
         ]
-        written = [text and self._canonical(text) for text in self.writer.write(asked)]
+        written = [text and self._worded(text) for text in self.writer.write(asked)]
         worlds = _worlds(tasks.values())
         checked = [self._check(text, a.world, worlds.get(world_of(a.world), [])) for text, a in zip(written, asked, strict=True)]
         homes = self._homes(asked, written, [verdict for verdict, _ in checked])
@@ -98,7 +105,7 @@ class TaskGenerator:
         for i, (text, ask, (verdict, _), home) in enumerate(zip(written, asked, checked, homes, strict=True)):
             task = self._new(home, text, worlds, iteration) if text is not None and isinstance(home, Task) and i in picked else None
             others = "another draft was chosen" if picked & set(rows[i // self.config.drafts]) else "none was chosen"
-            passed = "kept" if task else "like another task of its world" if i in picked else others
+            passed = "kept" if task else ALIKE if i in picked else others
             verdict = verdict or (home if isinstance(home, str) else passed)
             found.append(Draft(ask.world.id, ask.seeds, text, verdict, task, beyond(ask.world, home) if isinstance(home, Task) else ()))
         return found
@@ -124,39 +131,47 @@ class TaskGenerator:
     def hindsight(self, episodes: Sequence[Episode], tell: Achieved, tasks: Mapping[str, Task], iteration: int) -> list[Draft]:
         """Tasks that failed episodes did achieve (arXiv 2501.10893): ``tell`` words what an episode came to, in its own world.
 
-        Their solution is known: the episode's own actions. At most one per world and ``parents`` in all, drawn.
+        Their solution is known: the episode's own actions and what ``tell`` adds. At most one per world and ``parents`` in all, drawn.
         """
         failed = [e for e in episodes if e.valid and e.stop is not StopReason.WON and e.task.id in tasks]
         order = keyed_rng(self.seed, "hindsight", iteration).permutation(len(failed))
         worlds, found, done = _worlds(tasks.values()), list[Draft](), set[str]()
         for episode in (failed[int(i)] for i in order):
             task = tasks[episode.task.id]
-            text = tell(task, episode) if world_of(task) not in done and len(done) < self.config.parents else None
-            if text is None:
+            told = tell(task, episode) if world_of(task) not in done and len(done) < self.config.parents else None
+            if told is None:
                 continue
+            text = self._worded(told.instruction)
             verdict, _ = self._check(text, task, worlds.get(world_of(task), []))
             if missing := self._known.missing(text, _world(task)):
                 verdict = verdict or f"{LACKING}: {missing[0]}"
             new = None if verdict else self._new(task, text, worlds, iteration)
             if new is not None:
                 done.add(world_of(task))
-            found.append(Draft(task.id, (episode.id,), text, verdict or "kept", new))
+            passed = "kept" if new else ALIKE
+            found.append(Draft(task.id, (task.instruction,), text, verdict or passed, new, (), told.solution if new else ()))
         return found
 
     def _new(self, parent: Task, text: str, worlds: dict[str, list[str]], iteration: int) -> Task | None:
         """The draft as a task in the world of ``parent``; None where a task like it has come into that logged world meanwhile."""
         here = worlds.setdefault(world_of(parent), [])
-        if self._nearest(text, here) >= self.config.alike:
+        if self._alike(text, here):
             return None
         here.append(text)
         name = f"{world_of(parent)}~{iteration}.{len(here)}"
         return parent.model_copy(update={"id": name, "instruction": text, "lineage": (*parent.lineage, parent.id)})
 
     def _seeds(self, parent: Task, best: Sequence[str], tasks: Mapping[str, Task], rng: np.random.Generator) -> tuple[str, ...]:
-        """The parent's instruction last, before it those of other valuable tasks of its kind."""
-        others = [t for t in best if t != parent.id and tasks[t].difficulty == parent.difficulty]
+        """The parent's instruction last, before it those of other valuable tasks of its cluster, or else of its kind."""
+        others = [t for t in best if t != parent.id and self._kind(tasks[t]) == self._kind(parent)]
         shown = [others[int(i)] for i in rng.permutation(min(len(others), 4 * SEEDS))[: SEEDS - 1]]
         return (*(tasks[t].instruction for t in shown), parent.instruction)
+
+    def _kind(self, task: Task) -> int | str:
+        return self._clusters.get(world_of(task), task.difficulty)
+
+    def _worded(self, text: str) -> str:
+        return self._canonical(text) if self._canonical else text
 
     def _check(self, text: str | None, parent: Task, here: Sequence[str]) -> tuple[str, float]:
         """Why a draft is not sound ("" where it is, whatever its world has), and the cosine of the instruction most like it there."""
@@ -166,14 +181,19 @@ class TaskGenerator:
             return "kept for evaluation", 1.0
         if twice := self._known.twice(text):
             return f"names a thing twice: {twice[0]}", 1.0
-        if not self._known.follows(text):
+        if not self.well_formed(text):
             return "malformed", 1.0
-        near = self._nearest(text, here)
-        return ("like another task of its world" if near >= self.config.alike else ""), near
+        return (ALIKE if self._alike(text, here) else ""), self._nearest(text, here)
+
+    def _alike(self, text: str, others: Sequence[str]) -> bool:
+        """Whether some other asks for the same: where the environment can say so by its word, else by the encoder."""
+        if self._canonical:
+            return self._worded(text) in map(self._worded, others)
+        return self._nearest(text, others) >= self.config.alike
 
     def _nearest(self, text: str, others: Sequence[str]) -> float:
         """The largest cosine of an instruction and others; 0 where there are none."""
-        vectors = self._encoder.encode([((), self._canonical(t)) for t in (text, *others)])
+        vectors = self._encoder.encode([((), self._worded(t)) for t in (text, *others)])
         return float((vectors[1:] @ vectors[0]).max()) if len(others) else 0.0
 
 
@@ -186,6 +206,7 @@ class Phrases:
     def __init__(self, tasks: Sequence[Task]) -> None:
         worded = {w for t in tasks for w in words_of(t.instruction)}
         self._things = worded & {w for t in tasks for w in named_in(_world(t))}
+        self._signs = {c for t in tasks for c in t.instruction if not c.isalnum()}
         self._threes: set[tuple[str, ...]] = set()
         for t in tasks:
             words = self._shape(t.instruction)
@@ -205,6 +226,11 @@ class Phrases:
         """Whether every three words follow each other as in some logged instruction."""
         words = self._shape(instruction)
         return len(words) > 2 and all(three in self._threes for three in zip(words, words[1:], words[2:], strict=False))
+
+    def signed(self, instruction: str) -> bool:
+        """Whether it has words, and no signs but those of logged instructions: markup is no task."""
+        signs = {c for c in instruction if not (c.isalnum() or c.isspace())}
+        return signs <= self._signs and any(map(str.isalnum, instruction))
 
     def _shape(self, instruction: str) -> list[str]:
         return [START, *(NAMED if w in self._things else w for w in words_of(instruction)), END]

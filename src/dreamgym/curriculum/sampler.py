@@ -2,7 +2,8 @@
 
 Half of each draw goes to tasks in proportion to their value, the other half is uniform over the least visited, so that no task
 starves and a value measured long ago does not decide for ever. The floor, the fading and the share are our choice. Synthetic tasks
-(those with a lineage) are drawn in the same way among themselves, at most a share lambda of each draw.
+(those with a lineage) are drawn in the same way among themselves, at most a share lambda of each draw; until one is played its value
+is its parent's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,6 @@ from dreamgym.curriculum.values import NEUTRAL, VALUES, Rewards
 
 _Last = tuple[list[float | None], list[float | None]]
 FLOOR = 0.02
-FADE = 0.98
 
 
 class TaskSampler(Protocol):
@@ -97,20 +97,24 @@ class ValueSampler:
         return [*self._draw(logged, min(n - synthetic, len(logged)), rng), *self._draw(written, synthetic, rng)]
 
     def _draw(self, tasks: list[str], n: int, rng: np.random.Generator) -> list[str]:
-        visited = [t for t in tasks if self._visits[t]] if self._config.value != "uniform" else []
-        by_value = min(n // 2, len(visited))
-        weights = [self._value[t] + FLOOR for t in visited]
+        valued = [t for t in tasks if self._valued(t)] if self._config.value != "uniform" else []
+        by_value = min(n // 2, len(valued))
+        weights = [self._value[t] + FLOOR for t in valued]
         total = sum(weights)
-        chosen = [visited[i] for i in rng.choice(len(visited), by_value, replace=False, p=[w / total for w in weights])] if by_value else []
+        chosen = [valued[i] for i in rng.choice(len(valued), by_value, replace=False, p=[w / total for w in weights])] if by_value else []
         taken = set(chosen)
         rest = sorted((t for t in tasks if t not in taken), key=lambda t: (self._turns[t], rng.random()))
         return chosen + rest[: n - by_value]
 
+    def _valued(self, task: str) -> bool:
+        """Whether something is known of its worth: its own groups, or its parent's."""
+        return bool(self._visits[task]) or task in self._parent
+
     def observe(self, task: str, rewards: Rewards, progress: Rewards = ()) -> None:
         """Take in one group: rewards (None = invalid member), and how far each came where that is known."""
         for t in self._value:
-            if self._visits[t]:
-                self._value[t] = NEUTRAL + FADE ** (1 / len(self._value)) * (self._value[t] - NEUTRAL)
+            if self._valued(t):
+                self._value[t] = NEUTRAL + self._config.fade ** (1 / len(self._value)) * (self._value[t] - NEUTRAL)
         (self._invalid.discard if any(r is not None for r in rewards) else self._invalid.add)(task)
         for r in rewards:
             self._ended[task][2 if r is None else 0 if r > 0 else 1] += 1
@@ -119,7 +123,8 @@ class ValueSampler:
         value = VALUES["variance" if self._config.value == "uniform" else self._config.value](together, known)
         if value is not None:
             self._visits[task] += 1
-            self._value |= {t: value for t in group if self._visits[t]}
+            for t in group:  # of a cluster also those of which one rollout alone was valid
+                self._visits[t], self._value[t] = max(self._visits[t], 1), value
         self._turns[task] += value is not None or self._config.turns == "played"
 
     def _group(self, task: str, rewards: Rewards, progress: Rewards) -> dict[str, _Last]:

@@ -20,6 +20,8 @@ NEUTRAL = 0.25
 SHARPNESS = 10.0
 UNFINISHED = 0.99
 """The most that an episode without success may have come."""
+PSEUDO = 1.0
+"""Rollouts that a group's progress counts as."""
 _DONE = re.compile(r"\bdone (\d+) of (\d+)\b")
 
 
@@ -30,9 +32,9 @@ def variance(rewards: Rewards, progress: Rewards = ()) -> float | None:
 
 
 def balance(rewards: Rewards, progress: Rewards = ()) -> float | None:
-    """How near the mean reward is to one half: exp(-10 (p - 1/2)^2) / 4 less its value at p = 1, so that what always fails still counts.
+    """How near the mean reward is to one half: exp(-10 (p - 1/2)^2) / 4, so that what always fails still counts a little; 0 at p = 1.
 
-    The curriculum reward of arXiv 2512.19682 (alpha = 1/2); what is subtracted is our choice, since a task that is always won is done with.
+    The curriculum reward of arXiv 2512.19682 (alpha = 1/2); the 0 is our choice, since a task that is always won is done with.
     """
     valid = [r for r in rewards if r is not None]
     if len(valid) < 2:
@@ -42,15 +44,18 @@ def balance(rewards: Rewards, progress: Rewards = ()) -> float | None:
 
 
 def progress_variance(rewards: Rewards, progress: Rewards = ()) -> float | None:
-    """m(1 - m) with m the mean over valid members of 1 for a success, else of how far the member came (0 where nobody says).
+    """p(1 - p) as in Eq. 7, with one more rollout in p: won with the probability of how far those came that failed, on average.
 
-    Eq. 7 is blind to tasks that always fail at the end; here they are worth the more, the more of them is done. Without progress it
-    is Eq. 7 for successes (our choice; the paper has no such value).
+    Eq. 7 is blind to tasks that always fail at the end. Here they are worth the more, the further they come, but never as much as one
+    that is won half the time. Where nobody says how far a failure came it is Eq. 7 for successes (our choice; the paper has no such value).
     """
     known = list(progress) or [None] * len(rewards)
-    scores = [float(r > 0) if p is None else p for r, p in zip(rewards, known, strict=True) if r is not None]
-    mean = fmean(scores) if len(scores) > 1 else None
-    return None if mean is None else mean * (1 - mean)
+    valid = [(r > 0, p) for r, p in zip(rewards, known, strict=True) if r is not None]
+    if len(valid) < 2:
+        return None
+    won, came = sum(w for w, _ in valid), [p for w, p in valid if not w and p is not None]
+    p = (won + PSEUDO * fmean(came)) / (len(valid) + PSEUDO) if came else won / len(valid)
+    return p * (1 - p)
 
 
 VALUES: Mapping[str, Callable[[Rewards, Rewards], float | None]] = {

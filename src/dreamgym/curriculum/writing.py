@@ -53,6 +53,9 @@ class Choice(NamedTuple):
 class Writer(Protocol):
     """M_task."""
 
+    imitates: bool
+    """Whether it was trained to word tasks as the logged ones are, so that a draft that does not is a slip."""
+
     def write(self, asked: Sequence[Asked]) -> list[str | None]:
         """An instruction for each draft; None where what was written cannot be read."""
         ...
@@ -68,6 +71,8 @@ class Writer(Protocol):
 
 class LocalWriter:
     """The local experience model as M_task, sampled at temperature 1."""
+
+    imitates = True
 
     def __init__(self, lm: LocalLM) -> None:
         self.lm = lm

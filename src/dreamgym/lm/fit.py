@@ -3,17 +3,22 @@
 Used for the base language model, the experience model (Eq. 5) and the policy's warm start: same loop, other trees.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from dreamgym.core.errors import TrainingError
 from dreamgym.lm.packing import Row, Tree, collate, pack
 from dreamgym.lm.precision import has_bfloat16
+
+LOWER = "what it trained is not kept, checkpoints before it are: train in a new folder with a lower learning_rate"
 
 
 class FitConfig(BaseModel):
@@ -43,6 +48,8 @@ class _Rows(Dataset[Row]):
 
 
 class _Progress(TrainerCallback):
+    """Reports losses; one that is no number ends the training before its weights reach a checkpoint."""
+
     def __init__(self, report: Callable[[int, int, float], None]) -> None:
         self.report = report
 
@@ -50,6 +57,9 @@ class _Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: object
     ) -> None:
         if logs and "loss" in logs:
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(logs.get(name, 0.0)):
+                    raise TrainingError(f"update {state.global_step} of {state.max_steps}: {name} is {logs[name]}; {LOWER}")
             self.report(state.global_step, state.max_steps, float(logs["loss"]))
 
 
@@ -61,7 +71,10 @@ def fit(
     report: Callable[[int, int, float], None] = lambda done, total, loss: None,
     checkpoint_every: int = 500,
 ) -> None:
-    """Train ``model`` in place; ``folder`` keeps checkpoints, from which an interrupted call goes on."""
+    """Train ``model`` in place; ``folder`` keeps checkpoints, from which an interrupted call goes on.
+
+    Raises ``TrainingError`` where a loss or a weight is no number; the checkpoints before it are kept.
+    """
     rows, on_cpu = pack(trees, config.row_length), model.device.type == "cpu"
     attention = model.config._attn_implementation
     if on_cpu and has_bfloat16(model.device):
@@ -87,6 +100,7 @@ def fit(
         save_steps=checkpoint_every,
         save_total_limit=1,
         logging_steps=20,
+        logging_nan_inf_filter=False,
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -106,6 +120,8 @@ def fit(
     last = get_last_checkpoint(str(folder)) if folder.exists() else None
     trainer.train(resume_from_checkpoint=last)
     model.set_attn_implementation(attention)
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad):
+        raise TrainingError(f"the weights hold numbers that are none after {trainer.state.global_step} updates; {LOWER}")
 
 
 def _printer() -> type[TrainerCallback]:

@@ -304,6 +304,10 @@ class Continued(Section):
         return str(Path(value).expanduser().absolute())
 
 
+TAKEN = RLConfig.model_fields.keys() - {"iterations"}
+"""Keys that ``s2r`` has from ``rl`` where it does not say otherwise."""
+
+
 class RunConfig(Section):
     """Everything that decides a run."""
 
@@ -341,7 +345,7 @@ class RunConfig(Section):
         rl, own = data.get("rl"), data.get("s2r")
         if not isinstance(rl, dict) or not isinstance(own, dict | None):
             return data
-        taken = {k: v for k, v in rl.items() if k in RLConfig.model_fields and k != "iterations"}
+        taken = {k: v for k, v in rl.items() if k in TAKEN}
         return {**data, "s2r": taken | (own or {})}
 
     @model_validator(mode="after")
@@ -417,7 +421,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def dump_config(config: RunConfig) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """As YAML. What ``s2r`` has from ``rl`` is not written: it follows ``rl`` where the file is read with overrides."""
+    data = config.model_dump(mode="json")
+    data["s2r"] = {k: v for k, v in data["s2r"].items() if not (k in TAKEN and v == data["rl"][k])}
+    return yaml.safe_dump(data, sort_keys=False)
 
 
 def _put(data: dict[str, object], keys: list[str], value: object) -> None:

@@ -17,6 +17,7 @@ from dreamgym.core.errors import ConfigError, DataError
 from dreamgym.core.files import read_json, write_json
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.types import Episode, Task
+from dreamgym.curriculum.writing import SEEDS, writing_trees
 from dreamgym.experience.model import LocalExperienceModel
 from dreamgym.experience.prompt import ExperienceConfig
 from dreamgym.experience.sft import RepeatConfig, requests_of, sft_trees, target_texts
@@ -219,14 +220,17 @@ def train_further(
     folder: Path,
     retrieval: Retrieval,
     report: Report = quiet,
+    writing: int = 0,
 ) -> LocalLM:
     """An experience model that goes on from ``experience``: an epoch of the lesson (more where ``config`` says so), its mistaken
-    episodes ``mistakes`` times, each time with retrievals of their own."""
+    episodes ``mistakes`` times, each time with retrievals of their own; where it is to go on ``writing`` tasks, that too."""
     lm = LocalLM.load(experience)
     add_whole_words(lm, target_texts(read.episodes, prompt.reasoning), WHOLE_WORD)
     trees = sft_trees(lm, read.episodes, tasks, retrieval, prompt, ONCE, config.seed)
     for n in range(1, mistakes if read.mistaken else 1):
         trees += sft_trees(lm, read.mistaken, tasks, retrieval, prompt, ONCE, config.seed + n)
+    if writing:
+        trees += writing_trees(lm, list(tasks.values()), SEEDS, writing, config.seed)
     fit(lm.model, trees, config.model_copy(update={"epochs": max(1.0, config.epochs)}), folder / "checkpoints", report)
     lm.save(folder)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

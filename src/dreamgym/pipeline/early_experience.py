@@ -1,8 +1,8 @@
 """Early Experience (arXiv 2510.08558), a baseline without rewards: what the policy would have done instead, really tried.
 
 For each demonstrated state the policy proposes other actions, each is executed in the real environment from that state (all steps
-are counted), and the policy learns from what became of it: *implicit world modelling* predicts the change before it imitates
-(Eq. 3), *self-reflection* says why the demonstrated action is better before it acts (Eq. 4).
+are counted), beside those that the logs saw there, and the policy learns from what became of them: *implicit world modelling*
+predicts the change before it imitates (Eq. 3), *self-reflection* says why the demonstrated action is better before it acts (Eq. 4).
 
 The change takes the place of the next state (one follows from the other), and reasons are made by a program from what really
 happened, where the paper asks an LLM.
@@ -10,14 +10,15 @@ happened, where the paper asks an LLM.
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dreamgym.core.env import RealSteps
 from dreamgym.core.grammar import render_outcome, render_state
 from dreamgym.core.record import transition_of
-from dreamgym.core.state import state_of_text
+from dreamgym.core.seeding import keyed_rng
+from dreamgym.core.state import State, state_of_text
 from dreamgym.core.types import Episode, Transition
 from dreamgym.envs.adapter import Adapter
 from dreamgym.lm.fit import FitConfig, fit
@@ -28,6 +29,8 @@ from dreamgym.rl.context import Turn
 from dreamgym.rl.policy import STATE_CONTEXT, Policy
 from dreamgym.rl.reflective import ReflectiveContext
 
+TOGETHER = 256
+"""Demonstrated states for which actions are proposed at once: their prompts are in memory together."""
 LIVE = 64
 """Real environments open at once."""
 SHOWN = 3
@@ -52,34 +55,57 @@ class Tried:
 
 
 def try_alternatives(
-    policy: Policy, demonstrations: Sequence[Episode], adapter: Adapter, counter: RealSteps, k: int, seed: int
+    policy: Policy,
+    demonstrations: Sequence[Episode],
+    adapter: Adapter,
+    counter: RealSteps,
+    k: int,
+    seed: int,
+    logs: Iterable[Episode] = (),
 ) -> list[Tried]:
-    """For each demonstrated step up to ``k`` other actions of ``policy``, executed for real after re-playing what came before.
+    """For each demonstrated step up to ``k`` other actions: those of ``k`` draws of ``policy``, then, since a policy that imitates hardly
+    says others, such as ``logs`` saw in an equal state of that task, drawn.
 
-    Real steps (re-played ones too) go to ``counter`` under ``rl``. An action whose execution fails is left out.
+    What the logs have not seen is executed for real after re-playing what came before. Real steps (re-played ones too) go to ``counter``
+    under ``rl``. An action whose execution fails is left out.
     """
     counter.purpose = "rl"
     places = [(e, at) for e in demonstrations for at in range(len(e.transitions))]
-    turns = [
-        Turn(e.task.instruction, e.transitions[at].state, ("early", seed, e.id, at, n), e.transitions[:at])
-        for e, at in places
-        for n in range(k)
-    ]
-    said = iter(policy.act(turns))
-    proposed = [dict.fromkeys(next(said).action for _ in range(k)) for _ in places]
-    wanted = [(e, at, a) for (e, at), actions in zip(places, proposed, strict=True) for a in actions if a != e.transitions[at].action]
+    known: dict[tuple[str, State], dict[str, Transition]] = {(e.task.id, e.transitions[at].state): {} for e, at in places}
+    for e in logs:
+        for t in e.steps:
+            if (e.task.id, t.state) in known:
+                known[e.task.id, t.state].setdefault(t.action, t)
+    proposed: list[dict[str, None]] = []
+    for first in range(0, len(places), TOGETHER):
+        part = places[first : first + TOGETHER]
+        turns = [
+            Turn(e.task.instruction, e.transitions[at].state, ("early", seed, e.id, at, n), e.transitions[:at])
+            for e, at in part
+            for n in range(k)
+        ]
+        said = iter(policy.act(turns))
+        proposed += [dict.fromkeys(next(said).action for _ in range(k)) for _ in part]
+    others: list[dict[str, Transition]] = []
+    wanted = []
+    for i, ((e, at), said_here) in enumerate(zip(places, proposed, strict=True)):
+        step, seen = e.transitions[at], known[e.task.id, e.transitions[at].state]
+        own = [a for a in said_here if a != step.action]
+        rest = sorted(seen.keys() - {step.action, *own})
+        more = keyed_rng("early", seed, e.id, at).permutation(len(rest))[: k - len(own)]
+        others.append({a: seen[a] for a in (*own, *(rest[int(n)] for n in more)) if a in seen})
+        wanted += [(i, (e, at, a)) for a in own if a not in seen]
 
     async def execute() -> list[Transition | None]:
         found: list[Transition | None] = []
         for i in range(0, len(wanted), LIVE):
-            found += await asyncio.gather(*(_execute(adapter, counter, *w) for w in wanted[i : i + LIVE]))
+            found += await asyncio.gather(*(_execute(adapter, counter, *w) for _, w in wanted[i : i + LIVE]))
         return found
 
-    others: dict[tuple[str, int], list[Transition]] = {}
-    for (e, at, _), step in zip(wanted, asyncio.run(execute()), strict=True):
-        if step is not None:
-            others.setdefault((e.id, at), []).append(step)
-    return [Tried(e, at, tuple(others.get((e.id, at), ()))) for e, at in places]
+    for (i, (_, _, action)), done in zip(wanted, asyncio.run(execute()), strict=True):
+        if done is not None:
+            others[i][action] = done
+    return [Tried(e, at, tuple(found.values())) for (e, at), found in zip(places, others, strict=True)]
 
 
 async def _execute(adapter: Adapter, counter: RealSteps, episode: Episode, at: int, action: str) -> Transition | None:

@@ -38,8 +38,11 @@ class NewTasks:
         self._sampler, self._sheets, self._play = sampler, sheets, play
         self._ranks, self._path, self._seed = ranks, path, seed
 
-    def write(self, episodes: Sequence[Episode], iteration: int) -> dict[str, float]:
-        """New tasks for the sampler, each played first; those that nobody could play go. ``episodes``: what was played last."""
+    def write(self, episodes: Sequence[Episode], iteration: int) -> tuple[dict[str, float], list[Episode]]:
+        """New tasks for the sampler, each played first; those that nobody could play go. ``episodes``: what was played last.
+
+        What came of it, and the episodes that checked them.
+        """
         gone = self._sampler.unplayable()
         self._sampler.drop(gone)
         for name in gone:
@@ -62,12 +65,13 @@ class NewTasks:
             lines += [{"iteration": iteration, "task": name, "verdict": "dropped: its last group had no valid rollout"} for name in gone]
             with open(self._path, "a", encoding="utf-8") as f:
                 f.write("".join(json.dumps(x) + "\n" for x in lines))
-        return {
+        found = {
             "tasks_written": float(len(feasible)),
             "drafts_refused": float(len(drafts) - len(feasible)),
             "tasks_dropped": float(len(gone)),
             "transitions_checking": float(sum(len(r.episode.transitions) for r in played)),
         }
+        return found, [r.episode for r in played]
 
     def population(self, groups: Mapping[str, Rewards], iteration: int) -> dict[str, float]:
         """Of logged and of written tasks: the share of valid members of ``groups`` that won, the mean value of those played; the share of

@@ -5,7 +5,7 @@
 A local model trained here, a pretrained chat LLM fine-tuned here, or a server; optional extras are imported where they are needed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from dreamgym.core.errors import ConfigError
@@ -44,19 +44,24 @@ def task_writer(model: ExperienceModel) -> Writer:
 
 
 def task_generator(
-    model: ExperienceModel, adapter: Adapter, tasks: Sequence[Task], curriculum: Curriculum, seed: int
+    model: ExperienceModel,
+    adapter: Adapter,
+    tasks: Sequence[Task],
+    curriculum: Curriculum,
+    seed: int,
+    clusters: Mapping[str, int] | None = None,
 ) -> tuple[TaskGenerator, Achieved | None]:
     """Who writes tasks in a run, and who tells what failed episodes achieved (None without hindsight).
 
     Nothing is written that the environment keeps for evaluation, where its adapter says so (``allowed(instruction)``), nor what it has
-    in other words (``canonical(instruction)``).
+    in other words (``canonical(instruction)``). ``clusters``: of the tasks, where a cluster is a group.
     """
     achieved: Achieved | None = getattr(adapter, "achieved", None)
     if curriculum.hindsight and achieved is None:
         raise ConfigError(f"curriculum.hindsight: the adapter {adapter.name} has no achieved(task, episode); set it to false")
     allowed: Callable[[str], bool] = getattr(adapter, "allowed", lambda instruction: True)
-    canonical: Callable[[str], str] = getattr(adapter, "canonical", lambda instruction: instruction)
-    generator = TaskGenerator(task_writer(model), tasks, curriculum.generator, seed, allowed, canonical)
+    canonical: Callable[[str], str] | None = getattr(adapter, "canonical", None)
+    generator = TaskGenerator(task_writer(model), tasks, curriculum.generator, seed, allowed, canonical, clusters)
     return generator, achieved if curriculum.hindsight else None
 
 

@@ -1,6 +1,7 @@
 """The stages of policy learning: in the dream, in the real environment as the control, and in the real one after the dream (S2R)."""
 
 import math
+import shutil
 from typing import Literal
 
 from dreamgym.core.env import RealSteps
@@ -21,6 +22,7 @@ from dreamgym.pipeline.trackers import tracked
 from dreamgym.replay.enrichment import Enriched
 from dreamgym.rl.monitors import alarms
 from dreamgym.rl.ranks import ALONE, Ranks
+from dreamgym.rl.trainer import CRITIC
 
 ALGORITHMS = {"group": "GRPO", "leave_one_out": "RLOO", "gae": "PPO"}
 
@@ -85,16 +87,16 @@ def _reinforce(
     tasks = tasks_of(load_logs([run.path(LOGS)]))
     seed, wanted = config.seed, config.curriculum
     choose = wanted if model is not None else wanted.model_copy(update={"synthetic": 0.0})  # the real environment plays logged tasks only
+    clusters = clusters_of(tasks, choose.clusters, encoder_of(run), seed) if choose.clusters and how.advantage == "gae" else None
     generator, achieved = None, None
     if model is not None and choose.synthetic:
         if not int(choose.synthetic * how.tasks):
             share = f"{choose.synthetic:g} of rl.tasks: {how.tasks}"
             raise ConfigError(f"curriculum.synthetic: {share} is no whole task; raise one of them, or set it to 0")
-        generator, achieved = task_generator(model, adapter, list(tasks.values()), wanted, seed)
+        generator, achieved = task_generator(model, adapter, list(tasks.values()), wanted, seed, clusters)
     probe = panel_tasks(adapter, "probe", config.evaluation.probe_games) if how.probe_every else []
     if model is None:
         check_budget(how, len(probe) * adapter.cap)
-    clusters = clusters_of(tasks, choose.clusters, encoder_of(run), seed) if choose.clusters and how.advantage == "gae" else None
     acts = (context_of(config), config.policy.tokens)
     rl = RLRun(start, how, tasks, adapter, work, model, replay, counter, seed, *acts, ranks, choose, generator, achieved, clusters)
     name = ALGORITHMS[how.advantage]
@@ -118,6 +120,8 @@ def _reinforce(
         console.print(f"  ended after {rl.iteration} iterations: {'; '.join(alarms(rl.trainer.progress.metrics, how.watch))}")
     if ranks.first:
         lm.save(policy)
+        if (critic := work / "policy" / CRITIC).exists():
+            shutil.copytree(critic, policy / CRITIC, dirs_exist_ok=True)
     metrics = rl.trainer.progress.metrics
     spent = {name: sum(m[name] for m in metrics) for name in (metrics[0] if metrics else ()) if "_tokens_" in name or "_calls" in name}
     return {

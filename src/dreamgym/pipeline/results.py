@@ -113,7 +113,10 @@ def write_results(run: Run) -> dict[str, object]:
         "panel": panel,
         "before": [run.summary("eval-sft")["real_success"]],
         "after": [run.summary("eval-policy")["real_success"]],
-        "evaluation": {arm: evaluation_figures(episodes) for arm, episodes in played.items()},
+        "evaluation": {
+            arm: {**evaluation_figures(episodes), "malformed": run.summary(f"eval-{arm}").get("malformed")}
+            for arm, episodes in played.items()
+        },
         "sft_all": [],
         "grpo_real": [],
         "dream_after": [policies["policy"]["dream"]],

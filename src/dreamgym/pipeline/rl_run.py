@@ -34,7 +34,7 @@ from dreamgym.rl.monitors import alarms
 from dreamgym.rl.policy import ACTION_TOKENS, STATE_CONTEXT, Policy
 from dreamgym.rl.ranks import ALONE, Ranks
 from dreamgym.rl.rollout import Rollout, Seat
-from dreamgym.rl.trainer import Trainer
+from dreamgym.rl.trainer import CRITIC, Trainer
 
 
 class RLRun:
@@ -140,7 +140,7 @@ class RLRun:
         self.counter.settle()
         self.counter.ledger = None
         if not self.probe and self.ranks.first:
-            self.lm.save(policy)
+            self._keep(policy)
         self.ranks.wait()
         return LocalLM.load(policy) if self.ranks.first else self.lm
 
@@ -178,7 +178,7 @@ class RLRun:
             if self.ranks.first:
                 write_atomic(failed, "".join(episode_line(r.episode) + "\n" for r in self.trainer.played))
             raise TrainingError(f"{e} ({failed})") from e
-        episodes = [r.episode for r in played]
+        episodes, checking = [r.episode for r in played], list[Episode]()
         for name, rewards in groups.items():
             self.sampler.observe(name, rewards, [progress_of(e) for e in episodes if e.task.id == name])
         if self.model is not None:
@@ -190,7 +190,9 @@ class RLRun:
             metrics |= self.new_tasks.population(groups, self.iteration - 1)
             if self.iteration % self.new_tasks.generator.config.every == 0 and self.iteration < self.config.iterations:
                 began = time.perf_counter()
-                metrics |= self.new_tasks.write(episodes, self.iteration - 1)
+                told, checking = self.new_tasks.write(episodes, self.iteration - 1)
+                self.sheets.learn(checking)
+                metrics |= told
                 metrics["write_s"] = time.perf_counter() - began
         spent = {name: float(n - before[name]) for name, n in self._spent().items()}
         metrics |= dict(zip(spent, self.ranks.total(list(spent.values())), strict=True))
@@ -210,7 +212,7 @@ class RLRun:
                 metrics |= self._probe(probe, temperature, metrics.get("reward"))
         with open(self.folder / "metrics.jsonl", "a") as f:
             f.write(json.dumps(metrics) + "\n")
-        self._dump(episodes)
+        self._dump([*episodes, *checking])
         self._save()
         self.ranks.wait()
         report(metrics)
@@ -219,20 +221,23 @@ class RLRun:
         """Tasks of the next iteration, 0 = the real budget bears none: fewer where it bears no more than that and a probe of ``probed``
         games after it.
 
-        Reckoned at a tenth more steps than episodes had last, or as long as they may be where that has just grown; a probe at half as
-        many steps again as the last one took, since a last probe that is cut off would be a whole training unseen.
+        Reckoned at a tenth more steps than episodes had last, one more at least (many environments count their reset), or as long as
+        they may be where that has just grown; a probe at half as many steps again as the last one took, or as episodes had last, since
+        a last probe that is cut off would be a whole training unseen.
         """
         if self.counter.budget is None:
             return self.config.tasks
-        took = [0.0, *(p["probe_steps"] for p in self.probe)]
-        reserve = min(probed * self.adapter.cap, 1.5 * (took[-1] - took[-2])) if self.probe else probed * self.adapter.cap
-        left = self.counter.budget - self.counter.total - reserve
         if self.model is not None:
             return self.config.tasks if self.counter.total < self.counter.budget else 0
         metrics, longest = self.trainer.progress.metrics, self.config.longest(self.iteration, self.adapter.cap)
         grown = not metrics or longest > self.config.longest(self.iteration - 1, self.adapter.cap)
-        steps = longest if grown else min(metrics[-1]["steps"] * 1.1, longest)
-        return max(0, min(self.config.tasks, int(left / (self.config.group * max(steps, 1.0)))))
+        last = metrics[-1]["steps"] if metrics else 0.0
+        steps = float(longest) if grown else min(max(last * 1.1, last + 1), longest)
+        took = [0.0, *(p["probe_steps"] for p in self.probe)]
+        whole = probed * self.adapter.cap
+        reserve = whole if grown and not self.probe else min(whole, 1.5 * (took[-1] - took[-2] if self.probe else probed * steps))
+        left = self.counter.budget - self.counter.total - reserve
+        return max(0, min(self.config.tasks, int(left / (self.config.group * steps))))
 
     def _probes_since_best(self) -> int:
         rates = [p["success"] for p in self.probe]
@@ -285,11 +290,17 @@ class RLRun:
         if rate is None:
             return {}
         if not self.probe or rate >= max(p["success"] for p in self.probe):
-            self.lm.save(self.folder / "policy")
+            self._keep(self.folder / "policy")
         spent = {f"{purpose}_steps": float(self.counter.counts.get(purpose, 0)) for purpose in ("rl", "probe")}
         self.probe.append({"iteration": float(self.iteration), "success": rate, **spent})
         gap = {} if self.model is None or dreamed is None else {"dream_gap": dreamed - rate}
         return {"probe_real_success": rate, **gap}
+
+    def _keep(self, folder: Path) -> None:
+        """The policy, and with it PPO's critic, from which a run that starts there goes on."""
+        self.lm.save(folder)
+        if self.trainer.critic is not None:
+            self.trainer.critic.save(folder / CRITIC)
 
     def _dump(self, episodes: Sequence[Episode]) -> None:
         with open(self.folder / "episodes.jsonl", "a", encoding="utf-8") as f:

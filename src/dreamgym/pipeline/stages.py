@@ -225,15 +225,13 @@ def train_experience_model(run: Run) -> Summary:
     fit, found = fit_config(config.experience.fit, config.seed), Summary()
     with bar() as progress:
         report = fit_report(progress, "experience model")
+        writing, prompt = config.curriculum.writing if config.curriculum.synthetic else 0, prompt_config(config)
         if config.continued:
             read = lesson(run, episodes, tasks, retrieval, _asked(progress))
-            lm = train_further(
-                Earlier(run).experience, read, config.continued.mistakes, tasks, prompt_config(config), fit, folder, retrieval, report
-            )
+            before, mistakes = Earlier(run).experience, config.continued.mistakes
+            lm = train_further(before, read, mistakes, tasks, prompt, fit, folder, retrieval, report, writing)
             found = {"new_steps": read.new_steps, "wrong_before": read.wrong}
         else:
-            writing = config.curriculum.writing if config.curriculum.synthetic else 0
-            prompt = prompt_config(config)
             lm = train_experience(base_path(run), episodes, tasks, prompt, fit, folder, retrieval, report, writing=writing)
     return {"parameters": lm.parameters, **found, **config.experience.prompt.model_dump()}
 
@@ -295,6 +293,7 @@ def evaluate(run: Run, arm: str) -> Summary:
         "real_success": success_rate(played),
         "games": len(tasks),
         **evaluation_figures(episodes),
+        "malformed": sum(not s.well_formed for r in played for s in r.samples) / max(sum(len(r.samples) for r in played), 1),
         "real_steps": counter.total,
     }
 

@@ -10,7 +10,8 @@ from dreamgym.core.types import written_in
 from dreamgym.report.chart import Chart, Series, whole_ticks
 
 Json = dict[str, object]
-EXAMPLES = 8
+EXAMPLES, FAMILIES = 8, 4
+ORIGINS = {1: "written, children of logged ones", 2: "written, grandchildren"}
 LARGEST = 0.25
 """The largest variance that rewards of 0 and 1 can have."""
 
@@ -32,14 +33,21 @@ def tasks_view(
         return None
     logged = [t for t in sampler["value"] if t not in written]
     rows = [_row("logged", logged, sampler)]
-    if written:
-        ages = [len(metrics) - 1 - written_in(t) for t in written]
-        rows.append(_row("written", sorted(written), sampler) | {"age": fmean(ages)})
+    born = {str(t["id"]): len(t["lineage"]) for t in saved.get("written", [])}
+    for depth in sorted(set(born.values())):
+        names = sorted(t for t, n in born.items() if n == depth)
+        ages = [len(metrics) - 1 - written_in(t) for t in names]
+        rows.append(_row(ORIGINS.get(depth, f"written, {depth} removes from a logged one"), names, sampler) | {"age": fmean(ages)})
     verdicts = Counter(str(d["verdict"]).partition(":")[0] for d in drafts if "seeds" in d)
     kept = [d for d in drafts if d.get("verdict") == "kept" and "seeds" in d]
     step = max(1, len(kept) // EXAMPLES)
     return {
-        "charts": [_chart(metrics, "dreamed: " if dreaming else ""), *_by_origin(metrics, "dreamed" if dreaming else "training")],
+        "charts": [
+            _chart(metrics, "dreamed: " if dreaming else ""),
+            *_by_origin(metrics, "dreamed" if dreaming else "training"),
+            *_ages(metrics),
+        ],
+        "families": _families(saved.get("written", []), sampler, drafts),
         "rows": rows,
         "verdicts": verdicts.most_common(),
         "drafts": sum(verdicts.values()),
@@ -73,7 +81,27 @@ def _example(draft: Mapping[str, object], sampler: Mapping[str, Mapping[str, obj
     """A task that was taken in: its seeds, and how it goes now; None where it was dropped since."""
     ended = sampler["ended"].get(str(draft["task"]))
     won, failed = (ended[0], ended[1]) if isinstance(ended, list) else (0, 0)
-    return {**draft, "value": sampler["value"].get(str(draft["task"])), "success": won / (won + failed) if won + failed else None}
+    name = str(draft["task"])
+    own = sampler["value"].get(name) if sampler["visits"].get(name) else None  # until it is played its value is its parent's
+    return {**draft, "value": own, "success": won / (won + failed) if won + failed else None}
+
+
+def _families(
+    written: Sequence[Mapping[str, object]], sampler: Mapping[str, Mapping[str, object]], drafts: Sequence[Mapping[str, object]]
+) -> list[Json]:
+    """The tasks with the most descendants: the instruction, and each child in the run with how it goes, in the order of their birth."""
+    told = {str(d["task"]): str(d["seeds"][-1]) for d in drafts if d.get("task") and d.get("seeds")}  # type: ignore[index]
+    children: dict[str, list[Json]] = {}
+    for task in written:
+        lineage = task["lineage"]
+        assert isinstance(lineage, list)
+        children.setdefault(str(lineage[-1]), []).append({"task": task["id"], "instruction": task["instruction"]})
+    largest = sorted(children, key=lambda t: (-len(children[t]), t))[:FAMILIES]
+    return [
+        {"parent": told.get(str(children[t][0]["task"]), t), "children": [_example(c, sampler) for c in children[t]]}
+        for t in largest
+        if len(children[t]) > 1
+    ]
 
 
 def _chart(metrics: Sequence[Mapping[str, object]], said: str) -> Chart:
@@ -101,6 +129,19 @@ def _by_origin(metrics: Sequence[Mapping[str, object]], said: str) -> list[Chart
         for origin, style in (("logged", "s-idle"), ("written", "s-invalid"))
     ]
     return [_over_iterations("Logged and written tasks", metrics, series)]
+
+
+def _ages(metrics: Sequence[Mapping[str, object]]) -> list[Chart]:
+    """How old the written tasks are, and how many there are; none where there are none."""
+    if not any("age_written" in m for m in metrics):
+        return []
+    n = float(str(max(float(str(m.get("tasks_synthetic", 0.0))) for m in metrics))) or 1.0
+    end = float(str(metrics[-1]["iteration"])) + 1
+    series = [
+        Series(f"mean age of written tasks, over {end:g} iterations", "s-train", "ring", _points(metrics, "age_written", end), joined=True),
+        Series(f"written tasks, over {n:g}", "s-idle", "square", _points(metrics, "tasks_synthetic", n), joined=True),
+    ]
+    return [_over_iterations("Written tasks: how many, and how old", metrics, series)]
 
 
 def _points(metrics: Sequence[Mapping[str, object]], key: str, over: str | float = 1.0) -> list[tuple[float, float]]:

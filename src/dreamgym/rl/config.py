@@ -126,6 +126,8 @@ class RLConfig(BaseModel):
             raise ValueError("importance_cap weighs recomputed probabilities against sampled ones; with old: sampled they are the same")
         if self.advantage == "gae" and self.credit != "episode":
             raise ValueError(f"credit: {self.credit} shares out an episode's advantage; with advantage: gae each step has its own")
+        if self.advantage == "gae" and self.horizon:
+            raise ValueError("horizon cuts episodes that could go on, which advantage: gae would take for failures; leave one of them out")
         if any(h < 1 for h in self.horizon) or list(self.horizon) != sorted(self.horizon):
             raise ValueError(f"horizon: {list(self.horizon)} must grow and begin at 1 or more")
         if self.advantage != "gae" and self.group < 2:

@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from dreamgym.core.errors import TrainingError
+from dreamgym.core.seeding import keyed_rng
 from dreamgym.lm.local import device, in_own_memory
 from dreamgym.lm.precision import short
 from dreamgym.rl.config import RLConfig
@@ -55,10 +56,19 @@ class Critic:
         by_prompt = dict(zip((p for batch in self._batches(unique) for p in batch), found, strict=True))
         return [by_prompt[p] for p in prompts]
 
-    def fit(self, prompts: Sequence[tuple[int, ...]], old: Sequence[float], targets: Sequence[float], updates: int) -> dict[str, float]:
+    def fit(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        old: Sequence[float],
+        targets: Sequence[float],
+        updates: int,
+        key: tuple[str | int, ...] = (),
+        share: float = 1.0,
+    ) -> dict[str, float]:
         """``critic_passes`` passes over the steps of an iteration, each at most ``updates`` updates; what came of it.
 
-        ``explained``: the part of the targets' variance that the old values explain.
+        Every step counts alike, and no update is of steps of one length only: each is of batches drawn by ``key``. ``share``: of the
+        learning rate. ``explained``: the part of the targets' variance that the old values explain.
         """
         if not prompts:
             return {"value_loss": 0.0, "explained": 0.0}
@@ -67,30 +77,30 @@ class Critic:
             steps.setdefault(p, []).append((v, t))
         batches = self._batches(list(steps))
         per_update = max(1, -(-len(batches) // updates))
+        together = len(prompts) / -(-len(batches) // per_update)  # steps of an update, on average
         losses = []
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.critic_learning_rate * share
         if self.adapted:
             recompute(self.model.get_base_model())
-        for _ in range(self.config.critic_passes):
-            for first in range(0, len(batches), per_update):
-                part = batches[first : first + per_update]
-                n = sum(len(steps[p]) for batch in part for p in batch)
-                lost = 0.0
-                for batch in part:
+        for n in range(self.config.critic_passes):
+            drawn = [batches[int(i)] for i in keyed_rng("critic", *key, n).permutation(len(batches))]
+            for first in range(0, len(drawn), per_update):
+                for batch in drawn[first : first + per_update]:
                     rows = torch.tensor([i for i, p in enumerate(batch) for _ in steps[p]])
                     was, target = torch.tensor([pair for p in batch for pair in steps[p]]).unbind(1)
-                    loss = value_loss(self._read(batch).cpu()[rows], was, target, self.config.value_clip).sum() / n
-                    loss.backward()
-                    lost += float(loss.detach())
+                    lost = value_loss(self._read(batch).cpu()[rows], was, target, self.config.value_clip).sum()
+                    (lost / together).backward()
+                    losses.append(float(lost.detach()))
                 norm = float(torch.nn.utils.clip_grad_norm_(self.trained, self.config.max_grad_norm))
                 if not math.isfinite(norm):
                     raise TrainingError(f"the critic's gradient is {norm}; {START_ANEW.format('critic_learning_rate')}")
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
-                losses.append(lost)
         self.model.eval()
         aims, said = torch.tensor(list(targets)), torch.tensor(list(old))
         explained = 1 - float((aims - said).var() / aims.var()) if len(aims) > 1 and aims.var() > 0 else 0.0
-        return {"value_loss": sum(losses) / max(len(losses), 1), "explained": explained}
+        return {"value_loss": sum(losses) / (len(prompts) * self.config.critic_passes), "explained": explained}
 
     def _read(self, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """Values [len(prompts)], at each prompt's last token."""

@@ -1,17 +1,19 @@
 """The rollout engine: many episodes at once, in any environment that speaks ``Env``.
 
 Every episode is a coroutine; their policy calls (and a dream's experience-model calls) are gathered into batches by
-``Lockstep``. A failed environment makes its own episode invalid and stops nobody else's; what failed is logged.
+``Lockstep``. A failed environment makes its own episode invalid and stops nobody else's, nor does one that takes its time or never
+answers; what failed is logged.
 """
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from traceback import extract_tb
+from typing import TypeVar
 
-from dreamgym.core.env import Env
+from dreamgym.core.env import Env, Info, Step
 from dreamgym.core.errors import DreamgymError
 from dreamgym.core.lockstep import BatchFunction, Lockstep
 from dreamgym.core.record import stop_of, transition_of
@@ -21,6 +23,8 @@ from dreamgym.rl.context import Turn
 from dreamgym.rl.policy import Actor, Sample
 
 log = logging.getLogger(__name__)
+PATIENCE_S = 600.0
+"""How long a real environment may take over one answer; then its episode is invalid."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Seat:
     iteration: int = 0
 
 
+T = TypeVar("T")
 MakeEnv = Callable[[Seat, Lockstep], Env]
 
 
@@ -67,7 +72,7 @@ def rollouts(
         try:
             env = make_env(seat, lockstep)
             try:
-                await _episode(seat, env, lockstep, longest, told)
+                await _episode(seat, env if source == "dream" else _Patient(env, lockstep), lockstep, longest, told)
             finally:
                 await env.close()
         except DreamgymError:
@@ -81,6 +86,30 @@ def rollouts(
     for what, n in failures.items():
         log.warning("%s failed in %d of %d episodes: %s", env_name, n, len(seats), what)
     return played
+
+
+class _Patient:
+    """A real environment: the others' batches do not wait for its answers, nor does its own episode for ever."""
+
+    def __init__(self, env: Env, lockstep: Lockstep) -> None:
+        self._env, self._lockstep = env, lockstep
+
+    async def reset(self, task: Task, seed: int) -> tuple[str, Info]:
+        return await self._soon(self._env.reset(task, seed))
+
+    async def step(self, action: str) -> Step:
+        return await self._soon(self._env.step(action))
+
+    async def close(self) -> None:
+        await self._env.close()
+
+    async def _soon(self, answer: Awaitable[T]) -> T:
+        try:
+            with self._lockstep.away():
+                async with asyncio.timeout(PATIENCE_S):
+                    return await answer
+        except TimeoutError as e:
+            raise TimeoutError(f"no answer for {PATIENCE_S:g} s") from e
 
 
 @dataclass

@@ -40,13 +40,15 @@ class Progress:
     metrics: list[dict[str, float]] = field(default_factory=list)
 
 
+CRITIC = "critic"
+"""Folder of a policy's critic, in the policy's own."""
 Play = Callable[[Sequence[Seat]], list[Rollout]]
 Batch = dict[str, torch.Tensor]
 
 
 class Trainer:
     """Trains ``lm`` in place. ``play`` rolls the current policy out; ``start``: the warm start, from which a critic begins and the
-    divergence is measured; ``ranks``: the processes that train it together."""
+    divergence is measured, or, where it has one, from whose critic PPO goes on; ``ranks``: the processes that train it together."""
 
     def __init__(
         self,
@@ -65,7 +67,8 @@ class Trainer:
         self.action_tokens = action_tokens
         self.ranks = ranks
         self.optimizer = torch.optim.AdamW(lm.trained, lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
-        self.critic = Critic(start, config, lm.pad) if config.advantage == "gae" else None
+        known = Path(start) / CRITIC
+        self.critic = Critic(known if known.exists() else start, config, lm.pad) if config.advantage == "gae" else None
         self.reference = LocalLM.load(start) if config.kl else None
         self.progress = Progress()
         self.spent = 0.0
@@ -109,8 +112,9 @@ class Trainer:
             for r, row, aims in zip(rollouts, by_rollout, targets, strict=True)
             for s, v, t in zip(r.samples if aims else (), row if aims else (), aims, strict=True)
         ]
-        told = critic.fit([p for p, _, _ in learned], [v for _, v, _ in learned], [t for _, _, t in learned], self.config.updates)
-        return credit, told
+        prompts, old, aims = [p for p, _, _ in learned], [v for _, v, _ in learned], [t for _, _, t in learned]
+        key = (self.seed, self.progress.iteration)
+        return credit, critic.fit(prompts, old, aims, self.config.updates, key, self._left())
 
     def _update(self, trees: list[Tree]) -> dict[str, float]:
         c = self.config
@@ -184,7 +188,11 @@ class Trainer:
     def learning_rate(self) -> float:
         """Of the current iteration."""
         c, n = self.config, self.progress.iteration
-        return c.learning_rate * min(1.0, (n + 1) / max(c.warmup, 1)) * (1 - max(n / c.iterations, self.spent))
+        return c.learning_rate * min(1.0, (n + 1) / max(c.warmup, 1)) * self._left()
+
+    def _left(self) -> float:
+        """Share of the run that is still to come, by iterations or by its budget."""
+        return 1 - max(self.progress.iteration / self.config.iterations, self.spent)
 
     def _logp(self, lm: LocalLM, batch: Batch) -> torch.Tensor:
         """Log-probabilities of the policy tokens of a batch at the sampling temperature, [N]."""
@@ -207,14 +215,14 @@ class Trainer:
         self.lm.save(folder)
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
         if self.critic is not None:
-            self.critic.save(folder / "critic")
+            self.critic.save(folder / CRITIC)
         (folder / "progress.json").write_text(json.dumps({"iteration": self.progress.iteration, "metrics": self.progress.metrics}))
 
     def resume(self, folder: Path) -> None:
         """Optimiser and counters of a checkpoint (the caller has loaded the policy from the same folder)."""
         self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
         if self.critic is not None:
-            self.critic = Critic(folder / "critic", self.config, self.lm.pad)
+            self.critic = Critic(folder / CRITIC, self.config, self.lm.pad)
         data = json.loads((folder / "progress.json").read_text())
         self.progress = Progress(data["iteration"], data["metrics"])
 

@@ -7,7 +7,7 @@ import numpy as np
 from dreamgym.core.env import Env, RealSteps
 from dreamgym.core.errors import ConfigError
 from dreamgym.core.state import State
-from dreamgym.core.types import Episode, Panel, Task
+from dreamgym.core.types import Episode, Feat, Panel, Task
 from dreamgym.envs.adapter import Explorer
 from dreamgym.envs.textworld.behaviours import Scene, anything, expert, goal_of, near_miss, read_scene
 from dreamgym.envs.textworld.collect import DEMONSTRATIONS, Recorder
@@ -77,7 +77,7 @@ class TextWorldAdapter:
             return instruction
         return text if len(text.split()) == len(instruction.split()) else instruction  # nothing that is named twice is lost
 
-    def achieved(self, task: Task, episode: Episode) -> str | None:
+    def achieved(self, task: Task, episode: Episode) -> Feat | None:
         """The recipe that a failed episode fulfilled, for hindsight tasks."""
         return achieved(task, episode)
 
