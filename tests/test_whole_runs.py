@@ -80,6 +80,7 @@ def test_the_whole_way_on_a_users_own_environment_killed_and_resumed(tmp_path):
     assert "before" in done.stdout
     assert "after" in done.stdout
     another_run_takes_what_it_has_in_common(run, tmp_path)
+    others_learn_from_its_logs_without_rewards(run, results)
     learns_on_in_the_real_environment(run)
 
 
@@ -105,6 +106,30 @@ def another_run_takes_what_it_has_in_common(run, tmp_path):
     done = dreamgym(*words, "env=textworld/easy", "logs=shipped", "base=shipped")
     assert done.returncode == 1
     assert "nothing can be taken from it; collect is made here: env, logs, collect_tasks differ" in done.stdout.replace("\n", " ")
+
+
+def others_learn_from_its_logs_without_rewards(run, before):
+    refused = dreamgym("baseline", "ppo", "--run", str(run))
+    assert refused.returncode == 1
+    assert "use sft_all, dpo, iwm, self_reflection" in refused.stdout
+    for name in ("dpo", "self_reflection"):
+        done = dreamgym("baseline", name, "--run", str(run), "baselines.alternatives=2")
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = json.loads((run / "stages" / f"baseline-{name}.json").read_text())
+        assert 0 <= found["real_success"] <= 1
+        assert found["games"] == 8
+        assert (found["learning_real_steps"] > 0) == (name == "self_reflection"), "what is tried for real is counted"
+        assert (run / "baselines" / name / "model.safetensors").exists()
+        assert not (run / "baselines" / name / "checkpoints").exists()
+        assert len((run / f"eval-{name}-test.jsonl").read_text().splitlines()) == 16
+    assert found["alternatives"] <= 2 * found["states"]
+    other = dreamgym("baseline", "sft_all", "--run", str(run), "baselines.alternatives=3")
+    assert "another configuration" in other.stdout, "before the first of them this was free"
+    assert dreamgym("report", "--run", str(run)).returncode == 0
+    results = json.loads((run / "results.json").read_text())
+    assert set(results["baselines"]) == {"dpo", "self_reflection"}
+    assert results["after"] == before["after"]
+    assert results["baselines"]["dpo"]["real_steps"] == {"rl": 0}
 
 
 def learns_on_in_the_real_environment(run):

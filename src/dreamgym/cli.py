@@ -109,6 +109,26 @@ def evaluate(overrides: Overrides = None, run: RunFolder = DEFAULT, config: Conf
     _stages(opened, "eval-sft", "eval-policy", *(("eval-s2r",) if opened.done("sim-to-real") else ()))
 
 
+BASELINE_HELP = "sft_all: imitation of every logged success; dpo; iwm or self_reflection: Early Experience (real steps are counted)"
+
+
+@app.command()
+def baseline(
+    name: Annotated[str, typer.Argument(help=BASELINE_HELP)],
+    overrides: Overrides = None,
+    run: RunFolder = DEFAULT,
+    config: ConfigFile = None,
+) -> None:
+    """A policy from the same logs and base model without rewards, and its real success: what the dream has to beat."""
+    opened = _existing(run, config, overrides, "warm-start")
+    from dreamgym.pipeline.baselines import BASELINES, stage_of
+    from dreamgym.pipeline.baselines import baseline as work
+
+    if name not in BASELINES:
+        raise ConfigError(f"baseline {name}: use {', '.join(BASELINES)}")
+    opened.stage(stage_of(name), lambda: work(opened, name))
+
+
 Long = Annotated[bool, typer.Option("--long", help="also calibration, depth, total variation, rank correlation (fidelity.json)")]
 
 

@@ -304,6 +304,23 @@ class Continued(Section):
         return str(Path(value).expanduser().absolute())
 
 
+class Preference(Section):
+    """DPO on what the logs saw fail in demonstrated states (TRL's ``DPOTrainer``)."""
+
+    epochs: float = Field(0.5, gt=0)
+    learning_rate: float = Field(1e-5, gt=0)
+    """With ten times as much a tiny policy forgets what it imitates (docs/development.md)."""
+    beta: float = Field(0.1, gt=0)
+
+
+class Baselines(Section):
+    """Policies that learn without rewards from the same logs (``dreamgym baseline``)."""
+
+    dpo: Preference = Preference()
+    alternatives: int = Field(3, ge=1)
+    """Other actions per demonstrated state (Early Experience)."""
+
+
 TAKEN = RLConfig.model_fields.keys() - {"iterations"}
 """Keys that ``s2r`` has from ``rl`` where it does not say otherwise."""
 
@@ -334,6 +351,7 @@ class RunConfig(Section):
     rl: Dreaming = Dreaming()
     s2r: SimToReal = SimToReal()
     evaluation: Evaluation = Evaluation()
+    baselines: Baselines = Baselines()
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
     """Where metrics of policy learning go beside ``metrics.jsonl`` (each an extra of its name)."""
     threads: int = Field(0, ge=0)

@@ -79,6 +79,12 @@ def headline(results: Mapping[str, object]) -> str:
     )
 
 
+def _baselines(run: Run) -> dict[str, object]:
+    """Real success of the policies that learned without rewards, where this run has any (``dreamgym baseline``), and their real steps."""
+    done = {p.stem.removeprefix("baseline-"): read_json(p) for p in sorted(run.path("stages").glob("baseline-*.json"))}
+    return {name: {"success": [s["real_success"]], "real_steps": {"rl": s["learning_real_steps"]}} for name, s in done.items()}
+
+
 def write_results(run: Run) -> dict[str, object]:
     """``results.json`` of a run: the keys of a level in the benchmark's ``slice.json``, for one seed and the run's own config.
 
@@ -131,6 +137,7 @@ def write_results(run: Run) -> dict[str, object]:
         "paired_interval": paired_interval([successes_by_task(after)], [successes_by_task(before)], ("after", "before")),
         "audit": {k: audit[k] for k in AUDIT_KEYS},
         "s2r": s2r,
+        "baselines": _baselines(run),
         "ablations": {},
         "wall_s": stages,
         "peak_rss_gib": round(peak_rss_gib(), 2),

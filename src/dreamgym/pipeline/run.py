@@ -6,7 +6,7 @@ run.stage("annotate", lambda: ...)     # skipped when it finished before in this
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Run:
         self.config = config
         folder.mkdir(parents=True, exist_ok=True)
         saved = folder / "config.yaml"
-        begun = (folder / "s2r_run").exists()
+        begun = {name for name, work in BEGUN.items() if (folder / work).exists()}
         begun_at_all = any(path != saved for path in folder.iterdir())
         if saved.exists() and begun_at_all:
             changed = differing(decisive(load_config(saved), begun), decisive(config, begun))
@@ -83,15 +83,19 @@ class Run:
         return read_json(stage_file(self.folder, name))
 
 
-def decisive(config: RunConfig, s2r: bool) -> dict[str, Any]:
+BEGUN = {"s2r": "s2r_run", "baselines": "baselines"}
+"""Sections that are free until what they configure has begun, and the folder by which that is known."""
+
+
+def decisive(config: RunConfig, begun: Collection[str] = tuple(BEGUN)) -> dict[str, Any]:
     """What may not change in a run. The rest is how a stopped one goes on: a raised budget, a lowered floor, another server, threads, the
-    settings of ``s2r`` before it has begun (``s2r``: whether it has)."""
+    sections ``BEGUN`` but those of ``begun``."""
     data = config.model_dump(mode="json")
     data["rl"]["audit_floor"] = None
     for phase in ("rl", "s2r"):
         data[phase]["real_budget"] = data[phase]["watch"] = data[phase]["patience"] = None
-    if not s2r:
-        data["s2r"] = None
+    for section in BEGUN.keys() - set(begun):
+        data[section] = None
     data["evaluation"]["judge"] = data["trackers"] = data["threads"] = None
     if config.replay.embeddings:
         data["replay"]["embeddings"]["base_url"] = None

@@ -68,7 +68,7 @@ def _by_stage(config: RunConfig, writes: bool) -> dict[str, dict[str, object]]:
 
     ``writes``: whether the experience model must have learned to write tasks; one that has, plays a dream without them as well.
     """
-    data = decisive(config, s2r=True)
+    data = decisive(config)
     recorded = ("collect_tasks",) if config.logs == "collect" else ()
     experience = {k: v for k, v in data["experience"].items() if k not in ("uncertainty", "second_opinion", "precedent")}
     annotations = {k: experience.pop(k) for k in ("teacher", "annotator")}

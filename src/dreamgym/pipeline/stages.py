@@ -33,7 +33,7 @@ from dreamgym.pipeline.reinforce import sim_to_real, train_policy
 from dreamgym.pipeline.results import evaluation_figures
 from dreamgym.pipeline.run import LOGS, Run, bar, console, drop_torn_checkpoints, fit_report
 from dreamgym.pipeline.user_logs import read_user_logs
-from dreamgym.rl.policy import Scripted
+from dreamgym.rl.policy import Policy, Scripted
 
 ANNOTATED = "annotated.jsonl.xz"
 Summary = dict[str, object]
@@ -281,11 +281,15 @@ def demonstrations(episodes: Sequence[Episode], limit: int | None) -> list[Episo
 
 def evaluate(run: Run, arm: str) -> Summary:
     """Real success of ``sft`` (before), ``policy`` (after) or ``s2r`` (after it learned on for real); every episode is kept."""
+    return judged(run, arm, actor(LocalLM.load(run.path(arm)), run.config))
+
+
+def judged(run: Run, arm: str, policy: Policy) -> Summary:
+    """Real success of ``policy`` on the run's evaluation panel; its episodes are kept under the name of ``arm``."""
     config, adapter = run.config, load_adapter(run.config.env)
     counter = RealSteps()
     panel, samples = config.evaluation.panel, config.evaluation.samples
     tasks = panel_tasks(adapter, panel, config.evaluation.games)
-    policy = actor(LocalLM.load(run.path(arm)), config)
     played = play_real(policy, adapter, seats_for(tasks, config.seed, samples), counter, panel, arm)
     episodes = [r.episode for r in played]
     write_episodes(run.path(f"eval-{arm}-{panel}.jsonl"), episodes)
