@@ -146,14 +146,14 @@ where its draws disagree. ``untrained``: the base language model is asked as it 
 buffer (else all that is valid). ``_em1``, ``_em2``: an experience model trained with another seed, for one policy seed each: how much of
 a row is the luck of that training. With fewer logged steps the epochs grow, so that the updates stay the same, up to ``epochs_at_most``."""
 CURRICULUM_ROWS: dict[str, dict[str, Any]] = {
-    name: {"model": "full", "curriculum": {"fade": 0.5} | how}
+    name: {"model": "full", "curriculum": how}
     for name, how in {
         "uniform": {"value": "uniform"},
-        "variance": {},
-        "progress": {"value": "progress"},
-        "lambda_25": {"synthetic": 0.25},
-        "lambda_50": {"synthetic": 0.5},
-        "hindsight": {"synthetic": 0.25, "hindsight": True},
+        "variance": {"fade": 0.5},
+        "progress": {"fade": 0.5, "value": "progress"},
+        "lambda_25": {"fade": 0.5, "synthetic": 0.25},
+        "lambda_50": {"fade": 0.5, "synthetic": 0.5},
+        "hindsight": {"fade": 0.5, "synthetic": 0.25, "hindsight": True},
     }.items()
 }
 """On the mixed pool: how tasks are chosen, and how many written ones come in; keys of ``Curriculum``. All with the same experience
