@@ -21,8 +21,8 @@ from dreamgym.pipeline.stages import shipped, shipped_base
 HERE = Path(__file__).parent
 WORK, CELLS, SAME = HERE / "work", HERE / "results" / "cells", HERE / "results" / "same_code.json"
 MODELS = HERE / "models"
-"""Models that all cells of a level share: experience models that took long to train, and warm starts, since another machine's are others
-(``benchmarks.ship model``); the others are in ``WORK``."""
+"""Models that all cells of a level share on whatever machine: experience models that took long to train (``benchmarks.ship model``), and
+warm starts where they were kept (``ship starts``); the others are in ``WORK``."""
 SOURCE = HERE.parent / "src" / "dreamgym"
 LEARNED = (
     "core/state.py",

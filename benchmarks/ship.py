@@ -151,9 +151,9 @@ def model(level: str) -> None:
     keep(Cell(level, "grpo_dream", 0).model_folder())
 
 
-def starts(level: str, *seeds: int) -> None:
+def starts(level: str) -> None:
     begin()
-    for seed in seeds:
+    for seed in SEEDS:
         keep(Cell(level, "sft", seed).warm())
 
 
@@ -179,8 +179,6 @@ if __name__ == "__main__":
         case ["model", level]:
             model(level)
         case ["starts", level]:
-            starts(level, *SEEDS)
-        case ["starts", level, seed]:
-            starts(level, int(seed))
+            starts(level)
         case _:
             sys.exit(__doc__)

@@ -122,7 +122,7 @@ def test_two_foods_that_swap_what_is_done_to_them_make_another_task():
     asked = "cook carrot fried diced and lettuce roasted chopped and red_onion grilled sliced"
     swapped = "cook carrot fried chopped and lettuce roasted diced and red_onion grilled sliced"
     world = Task(id="w", instruction=asked, first_state=(), sheet=())
-    logged = [world, *(world.model_copy(update={"id": str(i), "instruction": swapped}) for i in range(1))]
+    logged = [world, world.model_copy(update={"id": "other", "instruction": swapped})]
     adapter = TextWorldAdapter("hard")
     generator = TaskGenerator(Drafts(), logged, GeneratorConfig(), 0, canonical=adapter.canonical)
     assert generator._check(swapped, world, [asked])[0] == ""

@@ -368,7 +368,8 @@ def test_the_page_tells_which_tasks_were_played_and_what_was_written(full_run: P
     draft = {"parent": "game/a", "seeds": ["find the tomato", "find the <b>carrot</b>"], "parent_value": 0.25, "iteration": 1}
     lines = [
         {**draft, "instruction": HOSTILE, "verdict": "kept", "task": child.id, "furnished": ["[shelf] <i>kiwi</i>: ripe"]},
-        {**draft, "instruction": "find the plum", "verdict": "kept", "task": twin.id, "solution": ["open <b>box</b>", "take plum"]},
+        {**draft, "instruction": "find the plum", "verdict": "kept", "task": twin.id, "furnished": []}
+        | {"solution": ["open <b>box</b>", "take plum"]},
         {**draft, "instruction": "find the lime", "verdict": "names what is not in its world: lime", "task": None},
         {**draft, "instruction": "find the kiwi", "verdict": "names what is not in its world: kiwi", "task": None},
         {"task": "game/b~0.1", "verdict": "dropped: its last group had no valid rollout", "iteration": 1},

@@ -182,7 +182,7 @@ def test_lockstep_goes_on_without_who_waits_elsewhere():
 
 
 def test_a_slow_environment_holds_nobody_up_and_one_that_never_answers_is_one_invalid_episode(monkeypatch):
-    monkeypatch.setattr("dreamgym.rl.rollout.PATIENCE_S", 0.5)
+    monkeypatch.setattr("dreamgym.rl.rollout.PATIENCE_S", 2.0)
     order: list[str] = []
     woken: list[asyncio.Event] = []
 

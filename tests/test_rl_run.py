@@ -106,6 +106,17 @@ def test_after_the_dream_the_start_is_probed_and_kept_where_nothing_is_better(lo
     assert not all(torch.equal(a, b) for a, b in zip(run.lm.model.parameters(), start.model.parameters(), strict=True))
 
 
+def test_a_budget_holds_a_probe_back_that_is_as_long_as_episodes_are(logged, tmp_path):
+    run = a_run(logged, tmp_path, {"iterations": 5, "tasks": 8}, budget=400)
+    cap = adapter.cap
+    assert run._affordable(30) == int((400 - 30 * cap) / (4 * cap)), "nothing is known: the longest"
+    run.trainer.progress.metrics.append({"steps": 2.0})
+    run.trainer.progress.iteration = 1
+    assert run._affordable(30) == 8, "two steps and a reset each: 135 of 400 are held back, 12 an episode group"
+    run.counter.budget = 135 + 5 * 12
+    assert run._affordable(30) == 5
+
+
 def test_a_budget_that_probes_would_eat_is_refused():
     check_budget(Reinforcement(real_budget=101, probe_every=1), 100)
     check_budget(Reinforcement(probe_every=1), 100)

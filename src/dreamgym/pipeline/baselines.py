@@ -5,7 +5,6 @@
 Each is a stage of the run: its policy is in ``baselines/NAME``, its evaluation episodes stand beside those of the other arms.
 """
 
-import shutil
 from collections.abc import Callable
 
 from dreamgym.core.env import RealSteps
@@ -35,7 +34,10 @@ def baseline(run: Run, name: str) -> Summary:
         raise ConfigError(f"baseline {name}: this run continues {config.continued.run}; make it there, where that one began")
     logs, folder, start = load_logs([run.path(LOGS)]), run.path(f"baselines/{name}"), run.path("sft")
     demos, fit = demonstrations(logs, config.sft.demonstrations), fit_config(config.sft.fit, config.seed)
-    drop_torn_checkpoints(folder / "checkpoints")
+    folder.mkdir(parents=True, exist_ok=True)
+    drop_torn_checkpoints(folder)
+    counter.ledger = folder / "real_steps.txt"  # what a killed attempt used stays used
+    counter.recall()
     context: Context = STATE_CONTEXT
     found: Summary = {}
     if name == "sft_all":
@@ -49,7 +51,7 @@ def baseline(run: Run, name: str) -> Summary:
         policy = EARLY[name](base_path(run), tried, fit, folder)
         found |= {"states": len(tried), "alternatives": sum(len(t.others) for t in tried)}
         context = ReflectiveContext() if name == "self_reflection" else context
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    counter.settle()
     tokens = REFLECTION_TOKENS if isinstance(context, ReflectiveContext) else config.policy.tokens
     actor = Policy(policy, config.evaluation.temperature, tokens, context)
     return {**found, "learning_real_steps": counter.counts.get("rl", 0), **judged(run, name, actor)}

@@ -89,7 +89,7 @@ def _example(draft: Mapping[str, object], sampler: Mapping[str, Mapping[str, obj
 def _families(
     written: Sequence[Mapping[str, object]], sampler: Mapping[str, Mapping[str, object]], drafts: Sequence[Mapping[str, object]]
 ) -> list[Json]:
-    """The tasks with the most descendants: the instruction, and each child in the run with how it goes, in the order of their birth."""
+    """The tasks with the most children: the instruction, and each child in the run with how it goes, in the order of their birth."""
     told = {str(d["task"]): str(d["seeds"][-1]) for d in drafts if d.get("task") and d.get("seeds")}  # type: ignore[index]
     children: dict[str, list[Json]] = {}
     for task in written:
@@ -135,7 +135,7 @@ def _ages(metrics: Sequence[Mapping[str, object]]) -> list[Chart]:
     """How old the written tasks are, and how many there are; none where there are none."""
     if not any("age_written" in m for m in metrics):
         return []
-    n = float(str(max(float(str(m.get("tasks_synthetic", 0.0))) for m in metrics))) or 1.0
+    n = max(float(str(m.get("tasks_synthetic", 0.0))) for m in metrics) or 1.0
     end = float(str(metrics[-1]["iteration"])) + 1
     series = [
         Series(f"mean age of written tasks, over {end:g} iterations", "s-train", "ring", _points(metrics, "age_written", end), joined=True),
