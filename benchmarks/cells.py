@@ -158,6 +158,8 @@ CURRICULUM_ROWS: dict[str, dict[str, Any]] = {
 }
 """On the mixed pool: how tasks are chosen, and how many written ones come in; keys of ``Curriculum``. All with the same experience
 model, which has also learned to write (``WRITING``). Values fade faster than elsewhere: a run sees a task of this pool once or twice."""
+AUDITED_ROWS = ("uniform", "lambda_25")
+"""Of them, those whose cells hold the dream against reality too: one experience model serves all."""
 WRITING = {"mixed": 20}
 """How often an experience model is shown each logged task as an example of writing, per epoch."""
 EXPERIENCE = {

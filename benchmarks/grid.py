@@ -29,7 +29,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from rich.console import Console
 
 from benchmarks.cells import (
+    AUDITED_ROWS,
     BASELINES,
+    CURRICULUM_ROWS,
     DECIDES,
     EXPERIENCE,
     EXPERIENCE_ROWS,
@@ -154,7 +156,8 @@ class Cell:
             seats = seats_for(self.adapter.tasks(panel, TEST_GAMES), self.seed)
             episodes += [r.episode for r in play_real(actor, self.adapter, seats, self.counter, panel, self.method)]
         audit: dict[str, object] = {}
-        if model is not None and context is STATE_CONTEXT:  # an audit's policies write nothing before they act
+        spared = variant_of(self.method) in CURRICULUM_ROWS and variant_of(self.method) not in AUDITED_ROWS
+        if model is not None and context is STATE_CONTEXT and not spared:  # an audit's policies write nothing before they act
             found = audit_run(self.audit_config(), self.adapter, model, self.logs, {"sft": LocalLM.load(self.warm()), "policy": policy})
             audit = found.result
             episodes += found.dreamed
