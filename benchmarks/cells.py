@@ -159,7 +159,7 @@ CURRICULUM_ROWS: dict[str, dict[str, Any]] = {
 """On the mixed pool: how tasks are chosen, and how many written ones come in; keys of ``Curriculum``. All with the same experience
 model, which has also learned to write (``WRITING``). Values fade faster than elsewhere: a run sees a task of this pool once or twice."""
 AUDITED_ROWS = ("uniform", "lambda_25")
-"""Of them, those whose cells hold the dream against reality too: one experience model serves all."""
+"""Of them, those whose first seed's cell holds the dream against reality too: one experience model serves all."""
 WRITING = {"mixed": 20}
 """How often an experience model is shown each logged task as an example of writing, per epoch."""
 EXPERIENCE = {
@@ -175,9 +175,10 @@ SFT: dict[str, dict[str, Any]] = {level: {"epochs": 20.0, "rows": 4, "learning_r
 """Epochs chosen on probe (100 games, one seed; docs/development.md)."""
 SFT |= {level: SFT["standard"] | {"epochs": 10.0, "row_length": 320} for level in ("hard", "mixed")}
 GRPO: dict[str, dict[str, Any]] = {"easy": {"iterations": 30}, "standard": {"iterations": 40}}
-GRPO |= {"hard": {"iterations": 40, "tasks": 96, "learning_rate": 3e-4}, "mixed": {"iterations": 30, "tasks": 64}}
-"""On *hard* larger steps, or fewer tasks, undo the warm start (docs/development.md). Nothing on *mixed* has been tried on probe but its
-warm start's demonstrations."""
+GRPO |= {"hard": {"iterations": 40, "tasks": 96, "learning_rate": 3e-4}}
+GRPO |= {"mixed": {"iterations": 20, "tasks": 48, "group": 8, "learning_rate": 3e-4, "horizon": (30,)}}
+"""On *hard* larger steps, or fewer tasks, undo the warm start. On *mixed* four members differ in a group of five only: larger groups share
+most of their states (docs/development.md)."""
 ALGORITHMS: dict[str, dict[str, Any]] = {"grpo": {}, "ppo": {"advantage": "gae", "iterations": 20, "tasks": 48, "learning_rate": 2e-4}}
 """What sets an algorithm apart from ``GRPO``: PPO gets a quarter of its episodes, because an iteration with a critic takes longer.
 Fewer members instead would save little: equal states of a group are read once."""
