@@ -18,8 +18,8 @@ from dreamgym.core.files import read_json
 from dreamgym.pipeline.stats import paired_interval
 
 RESULTS = HERE / "results"
-FULL, PLAIN = "lambda_25", "uniform"
-"""Curriculum and generation, against neither."""
+FULL, PLAIN, START = "lambda_25", "uniform", "sft"
+"""Curriculum and generation, against neither; and what all begin from."""
 Json = dict[str, object]
 
 
@@ -69,20 +69,36 @@ def ablation(row: str) -> Json:
 
 
 def table() -> str:
-    """Markdown: the rows that have cells."""
+    """Markdown: the start and the rows that have cells, and what sets those of all seeds apart from uniform drawing."""
     if POOL not in all_levels():
         return ""
-    kinds = list(by_kind([g for r in CURRICULUM_ROWS for g in played(r, "test")]))
-    lines = [["curriculum", "seeds", "**real success**, test", "unseen", *kinds]]
-    lines.append(["---"] * len(lines[0]))
+    methods = {START: START, **{row: method_of(row) for row in CURRICULUM_ROWS}}
+    found = {row: cells(POOL, method) for row, method in methods.items()}
+    apart = {row: by_kind([rows(c, "real") for c in of]) for row, of in found.items() if of}
+    kinds = sorted({k for of in apart.values() for k in of})
+    head = ["curriculum", "seeds", "**real success**, test", "unseen", *kinds, "dreamed transitions", "updates", "min"]
+    lines = [head, ["---"] * len(head)]
+    for row, of in found.items():
+        if not of:
+            continue
+        shown = [spread([fmean(rows(c, "real", panel).values()) for c in of]) for panel in ("test", "unseen")]
+        by_difficulty = [f"{fmean(fmean(g.values()) for g in apart[row][k]):.2f}" for k in kinds]
+        cost = {k: fmean(float(str(c[k])) for c in of) for k in ("dreamed_transitions", "updates", "wall_s")}
+        figures = [f"{cost['dreamed_transitions']:,.0f}", f"{cost['updates']:,.0f}", f"{cost['wall_s'] / 60:.0f}"]
+        lines.append([f"`{row}`", ", ".join(str(c["seed"]) for c in of), *shown, *by_difficulty, *figures])
+    return f"{markdown(lines)}\n\n{differences()}"
+
+
+def differences() -> str:
+    """Markdown: rows that have all seeds, against uniform drawing."""
+    lines = [["first - second", "panel", "mean", "95 % interval over seeds and games"], ["---"] * 4]
+    plain = len(cells(POOL, method_of(PLAIN))) == len(SEEDS)
     for row in CURRICULUM_ROWS:
-        if found := cells(POOL, method_of(row)):
-            test, unseen = played(row, "test"), played(row, "unseen")
-            shown = [spread([fmean(g.values()) for g in of]) for of in (test, unseen)]
-            apart = by_kind(test)
-            easy_to_hard = [f"{fmean(fmean(g.values()) for g in apart[k]):.2f}" for k in kinds]
-            lines.append([row, ", ".join(str(c["seed"]) for c in found), *shown, *easy_to_hard])
-    return markdown(lines)
+        if plain and row != PLAIN and len(cells(POOL, method_of(row))) == len(SEEDS):
+            for panel in ("test", "unseen"):
+                pair = paired_interval(played(row, panel), played(PLAIN, panel), (row, PLAIN))
+                lines.append([f"`{row} - {PLAIN}`", panel, f"{pair['mean']:+.3f}", f"{pair['low']:+.3f} .. {pair['high']:+.3f}"])
+    return markdown(lines) if len(lines) > 2 else ""
 
 
 def result() -> Json:

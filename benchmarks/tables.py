@@ -192,7 +192,8 @@ def logs_table() -> str:
 
 def pages() -> dict[Path, str]:
     """Each page that holds tables, as it should read."""
-    from benchmarks.experience import table as experience_table  # which imports this module
+    from benchmarks.curriculum import table as curriculum_table  # which imports this module
+    from benchmarks.experience import table as experience_table
     from benchmarks.rl import table as rl_table
 
     tables = [
@@ -200,6 +201,7 @@ def pages() -> dict[Path, str]:
         ("docs/results.md", "cells", f"{results_table()}\n\n{audit_table()}\n\n{logs_table()}"),
         ("docs/results.md", "rl", rl_table()),
         ("docs/results.md", "experience", experience_table()),
+        ("docs/results.md", "curriculum", curriculum_table()),
     ]
     found: dict[Path, str] = {}
     for name, what, table in tables:
