@@ -1,10 +1,10 @@
 """Does an edit change results? Cells stay valid through an edit that provably does not.
 
-    python -m benchmarks.neutral REV              # the code of a git revision against the working tree; twenty minutes of one core
+    python -m benchmarks.neutral REV              # the code of a git revision against the working tree; up to 20 minutes a level
     python -m benchmarks.neutral REV hard         # on these levels only; else on all that have cells or a kept model
 
 A cell's name holds a hash of the modules that decide it, so that an edit of them makes the grid start anew. This command plays a
-small form of the arms of ``PLAYED`` on each level (models trained for some steps; then, with models of ``benchmarks/work`` or
+small form of the arms of ``PLAYED`` that the edit concerns on each level (models trained for some steps; then, with models of ``benchmarks/work`` or
 ``models`` that were trained to the end, GRPO, evaluation and audit, each ablation of the experience model too), once with the code of
 REV and once with the working tree, and compares all that comes out: weights byte by byte, records key by key; times and the last digits
 of figures are left out (an edit may add keys).
@@ -52,8 +52,8 @@ PLAYED = {
 was edited that none of these has; what these do not play (a critic, written tasks) they do not compare."""
 
 
-def small_form(level: str, out: Path) -> None:
-    """Runs inside a tree of its own: that tree's grid, with smaller numbers, into ``out``."""
+def small_form(level: str, out: Path, edited: Sequence[str]) -> None:
+    """Runs inside a tree of its own: that tree's grid, with smaller numbers, into ``out``; arms of the kinds that were ``edited``."""
     import torch
 
     import benchmarks.grid as grid
@@ -77,7 +77,9 @@ def small_form(level: str, out: Path) -> None:
         cell.tasks = grid.tasks_of(cell.known)
         return cell
 
-    for method in PLAYED[level]:
+    methods = [m for m in PLAYED[level] if named.kind_of(m) in edited]
+    trained = sorted({"warm", "experience"} & set(edited))
+    for method in methods if trained else ():
         cell = small_cell(method)
         if named.learning(method)[1] == "dream":
             cell.experience()
@@ -85,11 +87,14 @@ def small_form(level: str, out: Path) -> None:
     put(WORK=out / "played")
     for training, model in (("warm_start", "sft-s0"), ("train_experience", "experience-full")):
         setattr(grid, training, copy_of(models[model], out))
-    for method in PLAYED[level]:
+    for method in methods:
         small_cell(method).run()
-    played = sorted({"warm", "experience", *map(named.kind_of, PLAYED[level])})
-    code = {kind: named.own_hash(level, kind) for kind in named.DECIDES}
-    (out / "code.json").write_text(json.dumps({"played": played, "code": code, "modules": modules(named)}))
+    (out / "code.json").write_text(json.dumps(code_of(level, named) | {"played": sorted({*trained, *map(named.kind_of, methods)})}))
+
+
+def code_of(level: str, named: ModuleType) -> Code:
+    """Of this tree: each kind's hash and its modules."""
+    return {"code": {kind: named.own_hash(level, kind) for kind in named.DECIDES}, "modules": modules(named)}
 
 
 def modules(named: ModuleType) -> dict[str, dict[str, str]]:
@@ -161,10 +166,21 @@ def same_as(old: object, new: object) -> bool:
     return old == new
 
 
-def play(tree: Path, level: str, out: Path) -> subprocess.Popen[bytes]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tree / 'src'}:{tree}"}
-    words = [sys.executable, __file__, "--small", level, str(out)]
-    return subprocess.Popen(words, cwd=tree, env=env, stdout=subprocess.DEVNULL)
+def play(tree: Path, level: str, out: Path, edited: Sequence[str]) -> subprocess.Popen[bytes]:
+    words = [sys.executable, __file__, "--small", level, str(out), *edited]
+    return subprocess.Popen(words, cwd=tree, env=environment(tree), stdout=subprocess.DEVNULL)
+
+
+def environment(tree: Path) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tree / 'src'}:{tree}"}
+
+
+def kinds_edited(trees: Sequence[Path], level: str) -> list[str]:
+    """The kinds of ``DECIDES`` whose code is not the same in both trees."""
+    words = [sys.executable, __file__, "--code", level]
+    said = [subprocess.run(words, cwd=t, env=environment(t), check=True, capture_output=True, text=True).stdout for t in trees]
+    old, new = (json.loads(text)["code"] for text in said)
+    return [kind for kind in new if new[kind] != old.get(kind)]
 
 
 def levels_made() -> list[str]:
@@ -188,8 +204,11 @@ def main(rev: str, levels: Sequence[str]) -> int:
             shutil.copytree(HERE / "results", after / "benchmarks" / "results", ignore=shutil.ignore_patterns("cells"))
             different = 0
             for level in levels:
+                if not (edited := kinds_edited((before, after), level)):
+                    console.print(f"{level}: no edit concerns it")
+                    continue
                 outs = {name: Path(scratch) / level / name for name in ("before", "after")}
-                runs = [play(tree, level, outs[name]) for name, tree in (("before", before), ("after", after))]
+                runs = [play(tree, level, outs[name], edited) for name, tree in (("before", before), ("after", after))]
                 if any([run.wait() for run in runs]):
                     sys.exit(f"error: the small form of {level} failed; what it said is above")
                 old, new = outcome(outs["before"]), outcome(outs["after"])
@@ -207,7 +226,9 @@ def main(rev: str, levels: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--small"]:
-        small_form(sys.argv[2], Path(sys.argv[3]))
+        small_form(sys.argv[2], Path(sys.argv[3]), sys.argv[4:])
+    elif sys.argv[1:2] == ["--code"]:
+        print(json.dumps(code_of(sys.argv[2], importlib.import_module("benchmarks.cells"))))
     elif len(sys.argv) > 1:
         if not (chosen := sys.argv[2:] or levels_made()):
             sys.exit("error: no level has cells or a kept model, so there is nothing to compare; name levels")
