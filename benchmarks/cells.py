@@ -145,19 +145,21 @@ episode's last 8 steps in the prompt; policies are trained in the same view. ``m
 where its draws disagree. ``untrained``: the base language model is asked as it is. ``enrichment``: what of the dream comes into the
 buffer (else all that is valid). ``_em1``, ``_em2``: an experience model trained with another seed, for one policy seed each: how much of
 a row is the luck of that training. With fewer logged steps the epochs grow, so that the updates stay the same, up to ``epochs_at_most``."""
+CHOSEN: dict[str, Any] = {"fade": 0.5, "by_value": 0.75, "clusters": 12}
+"""A run sees a task of the mixed pool once or twice: values fade faster than elsewhere, and what nobody has played has its cluster's."""
 CURRICULUM_ROWS: dict[str, dict[str, Any]] = {
     name: {"model": "full", "curriculum": how}
     for name, how in {
         "uniform": {"value": "uniform"},
-        "variance": {"fade": 0.5},
-        "progress": {"fade": 0.5, "value": "progress"},
-        "lambda_25": {"fade": 0.5, "synthetic": 0.25},
-        "lambda_50": {"fade": 0.5, "synthetic": 0.5},
-        "hindsight": {"fade": 0.5, "synthetic": 0.25, "hindsight": True},
+        "variance": CHOSEN,
+        "progress": CHOSEN | {"value": "progress"},
+        "lambda_25": CHOSEN | {"synthetic": 0.25, "generator": {"parents": 12}},
+        "lambda_50": CHOSEN | {"synthetic": 0.5, "generator": {"parents": 24}},
+        "hindsight": CHOSEN | {"synthetic": 0.25, "generator": {"parents": 12}, "hindsight": True},
     }.items()
 }
-"""On the mixed pool: how tasks are chosen, and how many written ones come in; keys of ``Curriculum``. All with the same experience
-model, which has also learned to write (``WRITING``). Values fade faster than elsewhere: a run sees a task of this pool once or twice."""
+"""On the mixed pool: how tasks are chosen, and how many written ones come in (as many a round as a draw has of them); keys of
+``Curriculum``. All with the same experience model, which has also learned to write (``WRITING``)."""
 AUDITED_ROWS = ("uniform", "lambda_25")
 """Of them, those whose first seed's cell holds the dream against reality too: one experience model serves all."""
 WRITING = {"mixed": 20}

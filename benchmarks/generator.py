@@ -3,10 +3,10 @@
     python -m benchmarks.generator         # writes benchmarks/results/generator.json
 
 The experience model of the mixed pool writes; the policy is the warm start of seed 0. 200 logged tasks, drawn uniformly, are played in
-groups of four, which gives the values by which the generator picks what to vary, and the mean value that written tasks are held
-against. Written tasks are played in fresh groups of four, and each is built as a real game that a scripted cook tries to win (its real
-steps are counted). What the simulator's own dice add to a group's variance is measured by playing the same actions again under other
-keys.
+groups of four, which gives the values by which the generator picks what to vary, and once more, which gives the mean value that written
+tasks are held against. What is written in a round is played in groups of four too before the next, as in a run, so that it has a value and
+may be varied. Each written task is built as a real game that a scripted cook tries to win (its real steps are counted). What the
+simulator's own dice add to a group's variance is measured by playing the same actions again under other keys.
 """
 
 import os
@@ -45,7 +45,7 @@ from dreamgym.rl.policy import Policy
 from dreamgym.rl.rollout import Rollout, Seat
 
 TASKS, GROUP, WANTED, ROUNDS = 200, 4, 200, 20
-PARENTS = 32
+PARENTS = 24
 """Tasks varied in a round."""
 Groups = dict[str, list[Rollout]]
 
@@ -102,11 +102,17 @@ def main() -> None:
         sampler.observe(name, [episode_return(r) for r in rs])
     curriculum = Curriculum(synthetic=0.25, generator=GeneratorConfig(parents=PARENTS))
     generator, _ = task_generator(model, cell.adapter, list(cell.tasks.values()), curriculum, 0)
-    drafts, tasks = [], dict(cell.tasks)
+    drafts, tasks, played = [], dict(cell.tasks), list[Rollout]()
     for n in range(ROUNDS):
-        drafts += generator.vary(tasks, sampler.values(), n)
-        tasks |= {d.task.id: d.task for d in drafts if d.task}
-        console.print(f"round {n + 1}: {len(drafts)} drafts, {len(tasks) - len(cell.tasks)} kept")
+        found = generator.vary(tasks, sampler.values(), n)
+        new = [d.task for d in found if d.task]
+        sampler.add(new)
+        now = play_dream(actor, model, cap, seats_for(new, 0, GROUP))
+        for name, rs in groups(now).items():
+            sampler.observe(name, [episode_return(r) for r in rs])
+        drafts, tasks, played = [*drafts, *found], tasks | {t.id: t for t in new}, [*played, *now]
+        told = f"{len(drafts)} drafts, {len(tasks) - len(cell.tasks)} kept, mean value of this round {mean_value(groups(now)):.3f}"
+        console.print(f"round {n + 1}: {told}")
         if len(tasks) - len(cell.tasks) >= WANTED:
             break
     kept = [d.task for d in drafts if d.task]
@@ -116,7 +122,6 @@ def main() -> None:
         proofs.append(solved(task, counter, cap))
         if i % 20 == 19:
             console.print(f"{i + 1} of {len(kept)} realised, {sum(p.solvable for p in proofs)} solved")
-    played = play_dream(actor, model, cap, seats_for(kept, 0, GROUP))
     known = {cell.adapter.canonical(t.instruction) for t in cell.tasks.values()}
     verdicts = Counter(d.verdict.partition(":")[0] for d in drafts)
     held = [d for d in drafts if d.task or d.verdict.startswith((LACKING, "another draft", "none was"))]  # against their worlds

@@ -67,6 +67,7 @@ from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import DataError, DreamgymError
 from dreamgym.core.files import read_json, write_json
 from dreamgym.core.types import Episode, result_row
+from dreamgym.curriculum.clusters import clusters_of
 from dreamgym.envs.textworld.adapter import TextWorldAdapter
 from dreamgym.experience.annotate import GenericTeacher, annotate
 from dreamgym.experience.cautious import Cautious
@@ -90,6 +91,7 @@ from dreamgym.pipeline.run import drop_torn_checkpoints
 from dreamgym.pipeline.stages import shipped_base, shipped_logs, shipped_steps
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.replay.contract import Replay
+from dreamgym.replay.encoder import HashingEncoder
 from dreamgym.replay.enrichment import Enriched, Sure
 from dreamgym.rl.config import RLConfig
 from dreamgym.rl.context import Context
@@ -335,6 +337,7 @@ class Cell:
         if first := f"{algorithm}_dream" if how == "s2r" else self.row.get("start"):
             start, before = self.after(first)
         curriculum = self.curriculum()
+        clusters = clusters_of(self.tasks, curriculum.clusters, HashingEncoder(), self.seed) if curriculum.clusters else None
         context, tokens = self.acts()
         generator, achieved = None, None
         if model is not None and curriculum.synthetic:
@@ -352,6 +355,7 @@ class Cell:
             choose=curriculum,
             generator=generator,
             achieved=achieved,
+            clusters=clusters,
             context=context,
             action_tokens=tokens,
         )

@@ -199,6 +199,43 @@ def test_a_cluster_is_one_group():
     assert sampler.values()["c"]["value"] == 0.0
 
 
+def test_what_nobody_has_played_is_worth_what_its_cluster_is():
+    tasks = [f"{kind}{i}" for kind in "ab" for i in range(40)]
+    clusters = {t: "ab".index(t[0]) for t in tasks}
+    sampler = ValueSampler(tasks, 0, SamplerConfig(by_value=1.0), clusters, pooled=False)
+    assert len(set(sampler.next(10))) == 10, "nothing is known yet, and all is drawn alike"
+    for i in range(5):
+        sampler.observe(f"a{i}", [1.0, 1.0])
+        sampler.observe(f"b{i}", [1.0, 0.0])
+    sampler.add([Task(id="a0~1", instruction="", first_state=(), lineage=("a0",))])
+    sampler.observe("a0~1", [1.0, 0.0])
+    drawn = [t for _ in range(30) for t in sampler.next(8)]
+    new = {kind: sum(t[0] == kind and int(t[1:]) >= 5 for t in drawn) for kind in "ab"}
+    assert new["a"] > 0, "the floor"
+    assert new["b"] > 4 * new["a"], "0.25 + 0.02 against 0.02; what is written says nothing of its cluster"
+    assert sampler.values()["b7"]["visits"] == 0
+    alone = ValueSampler(tasks, 0, SamplerConfig(by_value=1.0), {t: i for i, t in enumerate(tasks)}, pooled=False)
+    alone.observe("b0", [1.0, 0.0])
+    assert alone.next(1) == ["b0"], "only what is known of is drawn by value"
+    twin = ValueSampler(tasks, 0, SamplerConfig(by_value=1.0), clusters, pooled=False)
+    twin.load_state_dict(json.loads(json.dumps(sampler.state_dict())))
+    assert [sampler.next(8) for _ in range(3)] == [twin.next(8) for _ in range(3)], "also after a resume"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.75, 1.0])
+def test_the_share_by_value_leaves_the_rest_to_the_least_played(share):
+    sampler = ValueSampler(TASKS, 0, SamplerConfig(by_value=share))
+    for task in TASKS:
+        sampler.observe(task, [1.0, 1.0])
+    for task in TASKS[:20]:
+        sampler.observe(task, [1.0, 0.0])
+    for task in TASKS[20:]:
+        sampler.observe(task, [1.0, 1.0])
+    drawn = [t for _ in range(40) for t in sampler.next(8)]
+    valuable = sum(t in TASKS[:20] for t in drawn) / len(drawn)
+    assert valuable == pytest.approx(0.92 * share + 0.5 * (1 - share), abs=0.08), "the others are drawn whatever they are worth"
+
+
 def test_tasks_alike_are_in_one_cluster():
     pytest.importorskip("sklearn", reason="needs the extra [cluster]")
     from dreamgym.curriculum.clusters import clusters_of
@@ -241,7 +278,10 @@ def test_what_the_configuration_says_reaches_the_run(tmp_path, monkeypatch):
     with pytest.raises(ReachedError) as caught:
         module.train_policy(other)
     assert set(caught.value.args[-1].values()) == {0, 1}
-    with pytest.raises(ConfigError, match="groups tasks for PPO"):
-        load_config(None, ["curriculum.clusters=2"])
+    grpo = Run(tmp_path / "grpo", load_config(None, [*keys, "curriculum.clusters=2"]))
+    grpo.stage("collect", lambda: STAGES["collect"](grpo))
+    with pytest.raises(ReachedError) as caught:
+        module.train_policy(grpo)
+    assert set(caught.value.args[-1].values()) == {0, 1}
     with pytest.raises(ConfigError, match="give synthetic"):
         load_config(None, ["curriculum.hindsight=true"])

@@ -154,6 +154,16 @@ def test_of_two_drafts_alike_in_one_round_one_is_kept():
     assert sorted(d.verdict for d in found) == ["kept", "like another task of its world"]
 
 
+def test_a_parent_whose_children_teach_nothing_is_passed_over():
+    child = TASKS["t/0"].model_copy(update={"id": "t/0~1.1", "instruction": "cook carrot boiled", "lineage": ("t/0",)})
+    tasks = {"t/0": TASKS["t/0"], "t/1": TASKS["t/1"], child.id: child}
+    values = {"t/0": {"value": 0.25, "visits": 1.0}, "t/1": {"value": 0.2, "visits": 1.0}, child.id: {"value": 0.0, "visits": 1.0}}
+    generator = TaskGenerator(Drafts("cook lime boiled"), LOGGED, GeneratorConfig(parents=1, drafts=1), 0)
+    assert [d.parent for d in generator.vary(tasks, values, 2)] == ["t/1"], "(0.25 + 0) / 2 is less than 0.2"
+    unplayed = values | {child.id: {"value": 0.0, "visits": 0.0}}
+    assert [d.parent for d in generator.vary(tasks, unplayed, 2)] == ["t/0"], "a child that nobody has played says nothing"
+
+
 def test_what_its_world_lacks_is_written_into_it():
     writer = Drafts("cook egg fried", lines={"egg": Placed("sheet", "fridge", "raw")})
     first = next(d for d in vary(writer) if d.parent == "t/0")

@@ -13,9 +13,11 @@ class SamplerConfig(BaseModel):
     """What makes a task worth playing (``curriculum/values.py``); ``uniform``: nothing, the least visited come first."""
     turns: Literal["played", "valid"] = "played"
     """What counts as a visit among the least visited: every group, or (cells made before) those with two valid members."""
+    by_value: float = Field(0.5, ge=0, le=1)
+    """The share of a draw that is chosen by value; the others are those played least often."""
     clusters: int = Field(0, ge=0)
-    """For PPO: the tasks of a cluster are one group of Eq. 7, this many clusters of instructions (``curriculum/clusters.py``, the extra
-    [cluster]); 0 = each task is its own."""
+    """This many clusters of instructions (``curriculum/clusters.py``, the extra [cluster]). For PPO the tasks of one are one group of
+    Eq. 7; else a task that nobody has played is worth what those of its cluster are, on average. 0 = each task stands for itself."""
     fade: float = Field(0.98, gt=0, le=1)
     """Of what sets a value apart from that of a task that nobody has played, the part that is left after as many groups as there are
     tasks. Runs that see each task a few times only want it lower, else what was always lost at first stays worthless."""

@@ -10,6 +10,7 @@ can hold them; whether it is challenging is measured by playing it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -74,10 +75,18 @@ class TaskGenerator:
         return text is not None and (self._known.follows(text) if self.writer.imitates else self._known.signed(text))
 
     def vary(self, tasks: Mapping[str, Task], values: Mapping[str, Mapping[str, float]], iteration: int) -> list[Draft]:
-        """One round: drafts for the most valuable of ``tasks`` that were played and are worth more than the floor; ties are drawn."""
+        """One round: drafts for the most valuable of ``tasks`` that were played and are worth more than the floor; ties are drawn.
+
+        What counts is the mean value of a task and of its children that were played: a parent whose children nobody can do, or all can,
+        is not asked for more of them (our choice).
+        """
         rng = keyed_rng(self.seed, "parents", iteration)
-        worth = {t: values[t]["value"] for t in tasks if t in values and values[t]["visits"]}
-        played = [(value, rng.random(), t) for t, value in worth.items() if value > FLOOR]
+        worth = {t: [values[t]["value"]] for t in tasks if t in values and values[t]["visits"]}
+        for t in list(worth):
+            if tasks[t].lineage and tasks[t].lineage[-1] in worth:
+                worth[tasks[t].lineage[-1]].append(values[t]["value"])
+        family = {t: fmean(of) for t, of in worth.items()}
+        played = [(value, rng.random(), t) for t, value in family.items() if value > FLOOR]
         best = [t for _, _, t in sorted(played, reverse=True)]
         parents = [tasks[t] for t in best[: self.config.parents]]
         asked = [

@@ -1,12 +1,13 @@
 """Which tasks the policy plays next: by value (arXiv 2511.03773 Eq. 7), with a floor and a memory that fades.
 
-Half of each draw goes to tasks in proportion to their value, the other half is uniform over the least visited, so that no task
-starves and a value measured long ago does not decide for ever. The floor, the fading and the share are our choice. Synthetic tasks
-(those with a lineage) are drawn in the same way among themselves, at most a share lambda of each draw; until one is played its value
-is its parent's.
+A part of each draw (half, unless said otherwise) goes to tasks in proportion to their value, the rest is uniform over the least
+visited, so that no task starves and a value measured long ago does not decide for ever. The floor, the fading and the share are our
+choice. Synthetic tasks (those with a lineage) are drawn in the same way among themselves, at most a share lambda of each draw; until one
+is played its value is its parent's. A logged task that nobody has played is drawn by value only where tasks are in clusters.
 """
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Protocol
 
 import numpy as np
@@ -46,13 +47,19 @@ class ValueSampler:
     """The default sampler. Groups without two valid members change no value: all invalid is not all failed. They are a turn all the
     same, so that a task that nobody can play does not come again at once and for ever.
 
-    ``clusters`` (logged task -> number): for PPO, where groups are small, the tasks of a cluster make one group G of Eq. 7, of each
-    task's last rewards (§5 of the paper), and all that were played have its value; written tasks are with the one that they descend
-    from. Without, each task is its own.
+    ``clusters`` (logged task -> number): ``pooled``, for PPO, where groups are small, the tasks of a cluster make one group G of Eq. 7,
+    of each task's last rewards (§5 of the paper), and all that were played have its value; written tasks are with the one that they
+    descend from. Not pooled, a task's own group is its group, and those that nobody has played are worth what the played ones of their
+    cluster are on average (our choice: of a large pool most tasks are played once at most). Without clusters, each task is its own.
     """
 
     def __init__(
-        self, tasks: Sequence[str], seed: int, config: SamplerConfig | None = None, clusters: Mapping[str, int] | None = None
+        self,
+        tasks: Sequence[str],
+        seed: int,
+        config: SamplerConfig | None = None,
+        clusters: Mapping[str, int] | None = None,
+        pooled: bool = True,
     ) -> None:
         self._seed, self._config = seed, config or SamplerConfig()
         self._draws = 0
@@ -62,7 +69,7 @@ class ValueSampler:
         self._ended: dict[str, list[int]] = {t: [0, 0, 0] for t in tasks}
         self._parent: dict[str, str] = {}
         self._invalid: set[str] = set()
-        self._clusters = dict(clusters or {})
+        self._clusters, self._pooled = dict(clusters or {}), pooled
         self._last: dict[str, _Last] = {}
 
     def add(self, tasks: Sequence[Task]) -> None:
@@ -97,14 +104,24 @@ class ValueSampler:
         return [*self._draw(logged, min(n - synthetic, len(logged)), rng), *self._draw(written, synthetic, rng)]
 
     def _draw(self, tasks: list[str], n: int, rng: np.random.Generator) -> list[str]:
-        valued = [t for t in tasks if self._valued(t)] if self._config.value != "uniform" else []
-        by_value = min(n // 2, len(valued))
-        weights = [self._value[t] + FLOOR for t in valued]
+        worth = self._worth(tasks) if self._config.value != "uniform" else {}
+        valued, by_value = list(worth), min(int(self._config.by_value * n), len(worth))
+        weights = [w + FLOOR for w in worth.values()]
         total = sum(weights)
         chosen = [valued[i] for i in rng.choice(len(valued), by_value, replace=False, p=[w / total for w in weights])] if by_value else []
         taken = set(chosen)
         rest = sorted((t for t in tasks if t not in taken), key=lambda t: (self._turns[t], rng.random()))
         return chosen + rest[: n - by_value]
+
+    def _worth(self, tasks: Sequence[str]) -> dict[str, float]:
+        """Of those tasks of which something is known: their own value, or that of the played ones of their cluster."""
+        played: dict[int, list[float]] = {}
+        for t in self._clusters if not self._pooled else ():
+            if self._visits[t] and t not in self._parent:
+                played.setdefault(self._clusters[t], []).append(self._value[t])
+        alike = {c: fmean(values) for c, values in played.items()}
+        known = ((t, self._value[t] if self._valued(t) else alike.get(self._clusters.get(t, -1))) for t in tasks)
+        return {t: value for t, value in known if value is not None}
 
     def _valued(self, task: str) -> bool:
         """Whether something is known of its worth: its own groups, or its parent's."""
@@ -130,7 +147,7 @@ class ValueSampler:
     def _group(self, task: str, rewards: Rewards, progress: Rewards) -> dict[str, _Last]:
         """The tasks that this one's value is measured with, each with its last rewards and progress."""
         own = (list(rewards), list(progress) or [None] * len(rewards))
-        if task not in self._clusters or all(r is None for r in rewards):
+        if not self._pooled or task not in self._clusters or all(r is None for r in rewards):
             return {task: own}
         self._last[task] = own
         return {t: last for t, last in self._last.items() if self._clusters[t] == self._clusters[task]}

@@ -372,8 +372,6 @@ class RunConfig(Section):
             raise ValueError("policy.history has no effect with policy.context: transcript, which has all steps; leave it out")
         if self.policy.preset == "tiny" and (self.rl.invalid_action_penalty or self.s2r.invalid_action_penalty):
             raise ValueError("invalid_action_penalty (rl, s2r) needs policy.preset: paper; a reply of the preset tiny cannot be malformed")
-        if self.curriculum.clusters and "gae" not in (self.rl.advantage, self.s2r.advantage):
-            raise ValueError("curriculum.clusters groups tasks for PPO (advantage: gae, rl or s2r); else a task's own group is its group")
         if (c := self.continued) and (self.experience.endpoint or self.experience.pretrained) and (c.mistakes, c.rehearsal) != (4, 2.0):
             raise ValueError("continued.mistakes and continued.rehearsal are for a local experience model; leave them out")
         if self.replay.admit and self.replay.admit.surprise and (self.experience.endpoint or self.experience.pretrained):

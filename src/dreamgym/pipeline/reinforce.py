@@ -87,13 +87,14 @@ def _reinforce(
     tasks = tasks_of(load_logs([run.path(LOGS)]))
     seed, wanted = config.seed, config.curriculum
     choose = wanted if model is not None else wanted.model_copy(update={"synthetic": 0.0})  # the real environment plays logged tasks only
-    clusters = clusters_of(tasks, choose.clusters, encoder_of(run), seed) if choose.clusters and how.advantage == "gae" else None
+    clusters = clusters_of(tasks, choose.clusters, encoder_of(run), seed) if choose.clusters else None
+    pooled = clusters if how.advantage == "gae" else None
     generator, achieved = None, None
     if model is not None and choose.synthetic:
         if not int(choose.synthetic * how.tasks):
             share = f"{choose.synthetic:g} of rl.tasks: {how.tasks}"
             raise ConfigError(f"curriculum.synthetic: {share} is no whole task; raise one of them, or set it to 0")
-        generator, achieved = task_generator(model, adapter, list(tasks.values()), wanted, seed, clusters)
+        generator, achieved = task_generator(model, adapter, list(tasks.values()), wanted, seed, pooled)
     probe = panel_tasks(adapter, "probe", config.evaluation.probe_games) if how.probe_every else []
     if model is None:
         check_budget(how, len(probe) * adapter.cap)

@@ -76,7 +76,7 @@ class RLRun:
         self.lm = LocalLM.load(checkpoint if resumed else start)
         self.trainer = Trainer(self.lm, config, self._play, start, seed, action_tokens, ranks)
         self.sheets = SheetBook(tasks.values())
-        self.sampler: TaskSampler = ValueSampler(sorted(tasks), seed, choose, clusters)
+        self.sampler: TaskSampler = ValueSampler(sorted(tasks), seed, choose, clusters, config.advantage == "gae")
         written = folder / "tasks.jsonl"
         self.new_tasks: NewTasks | None = None
         if generator is not None:
