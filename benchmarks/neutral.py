@@ -4,10 +4,10 @@
     python -m benchmarks.neutral REV hard         # on these levels only; else on all that have cells or a kept model
 
 A cell's name holds a hash of the modules that decide it, so that an edit of them makes the grid start anew. This command plays a
-small form of the arms of ``PLAYED`` that the edit concerns on each level (models trained for some steps; then, with models of ``benchmarks/work`` or
-``models`` that were trained to the end, GRPO, evaluation and audit, each ablation of the experience model too), once with the code of
-REV and once with the working tree, and compares all that comes out: weights byte by byte, records key by key; times and the last digits
-of figures are left out (an edit may add keys).
+small form of the arms of ``PLAYED`` that the edit concerns on each level (models trained for some steps, where their training was
+edited; then, with models of ``benchmarks/work`` or ``models`` that were trained to the end, GRPO, evaluation and audit, each ablation of
+the experience model too), once with the code of REV and once with the working tree, and compares all that comes out: weights byte by
+byte, records key by key; times and the last digits of figures are left out (an edit may add keys).
 Where all is equal, the new hashes go into ``results/same_code.json``, through which the grid finds the cells made before the edit;
 otherwise it names the files and ends with 1.
 """
