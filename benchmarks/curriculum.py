@@ -13,13 +13,22 @@ import sys
 from statistics import fmean
 
 from benchmarks.cells import CURRICULUM_ROWS, HERE, POOL, SEEDS, all_levels, cell_path, measure_code
-from benchmarks.tables import cells, markdown, publish, rows, spread
+from benchmarks.tables import Cell, cells, markdown, publish, rows, spread
 from dreamgym.core.files import read_json
 from dreamgym.pipeline.stats import paired_interval
 
 RESULTS = HERE / "results"
 FULL, PLAIN, START = "lambda_25", "uniform", "sft"
 """Curriculum and generation, against neither; and what all begin from."""
+KINDS = {
+    "easy": "1 food",
+    "recipe1_go6": "1, six rooms",
+    "standard": "2",
+    "recipe2_go6": "2, six rooms",
+    "recipe3": "3",
+    "hard": "3, six rooms",
+}
+"""Of the pool's games, in the words of the table."""
 Json = dict[str, object]
 
 
@@ -60,12 +69,17 @@ def ablation(row: str) -> Json:
         "success": [fmean(games.values()) for games in test],
         "unseen": [fmean(games.values()) for games in unseen],
         **{k: fmean(float(str(c[k])) for c in cells(POOL, method_of(row))) for k in ("updates", "dreamed_transitions", "wall_s")},
-        "real_steps": {k: fmean(c["real_steps"][k] for c in cells(POOL, method_of(row))) for k in ("logs", "rl", "probe")},  # type: ignore[index]
+        "real_steps": real_steps(cells(POOL, method_of(row))),
         "by_difficulty": {k: fmean(fmean(g.values()) for g in found) for k, found in by_kind(test).items()},
         "paired_interval": paired_interval(test, plain, (row, PLAIN)),
         "paired_interval_unseen": paired_interval(unseen, played(PLAIN, "unseen"), (row, PLAIN)),
         "paired_by_difficulty": {k: paired_interval(found, against[k], (f"{row}, {k}", PLAIN)) for k, found in by_kind(test).items()},
     }
+
+
+def real_steps(found: list[Cell]) -> dict[str, float]:
+    """Means over seeds."""
+    return {k: fmean(c["real_steps"][k] for c in found) for k in ("logs", "rl", "probe")}  # type: ignore[index]
 
 
 def table() -> str:
@@ -75,8 +89,10 @@ def table() -> str:
     methods = {START: START, **{row: method_of(row) for row in CURRICULUM_ROWS}}
     found = {row: cells(POOL, method) for row, method in methods.items()}
     apart = {row: by_kind([rows(c, "real") for c in of]) for row, of in found.items() if of}
-    kinds = sorted({k for of in apart.values() for k in of})
-    head = ["curriculum", "seeds", "**real success**, test", "unseen", *kinds, "dreamed transitions", "updates", "min"]
+    kinds = [k for k in KINDS if any(k in of for of in apart.values())]
+    named = [KINDS[k] for k in kinds]
+    costs = ["real steps: logs / RL / probe", "dreamed transitions", "updates", "min"]
+    head = ["curriculum", "seeds", "**real success**, 150 test games", "54 unseen", *named, *costs]
     lines = [head, ["---"] * len(head)]
     for row, of in found.items():
         if not of:
@@ -84,9 +100,10 @@ def table() -> str:
         shown = [spread([fmean(rows(c, "real", panel).values()) for c in of]) for panel in ("test", "unseen")]
         by_difficulty = [f"{fmean(fmean(g.values()) for g in apart[row][k]):.2f}" for k in kinds]
         cost = {k: fmean(float(str(c[k])) for c in of) for k in ("dreamed_transitions", "updates", "wall_s")}
-        figures = [f"{cost['dreamed_transitions']:,.0f}", f"{cost['updates']:,.0f}", f"{cost['wall_s'] / 60:.0f}"]
+        steps = " / ".join(f"{n:,.0f}" for n in real_steps(of).values())
+        figures = [steps, f"{cost['dreamed_transitions']:,.0f}", f"{cost['updates']:,.0f}", f"{cost['wall_s'] / 60:.0f}"]
         lines.append([f"`{row}`", ", ".join(str(c["seed"]) for c in of), *shown, *by_difficulty, *figures])
-    return f"{markdown(lines)}\n\n{differences()}"
+    return "\n\n".join(filter(None, (markdown(lines), differences())))
 
 
 def differences() -> str:

@@ -107,12 +107,12 @@ def main() -> None:
         found = generator.vary(tasks, sampler.values(), n)
         new = [d.task for d in found if d.task]
         sampler.add(new)
-        now = play_dream(actor, model, cap, seats_for(new, 0, GROUP))
+        now = play_dream(actor, model, cap, seats_for(new, 0, GROUP)) if new else []
         for name, rs in groups(now).items():
             sampler.observe(name, [episode_return(r) for r in rs])
         drafts, tasks, played = [*drafts, *found], tasks | {t.id: t for t in new}, [*played, *now]
-        told = f"{len(drafts)} drafts, {len(tasks) - len(cell.tasks)} kept, mean value of this round {mean_value(groups(now)):.3f}"
-        console.print(f"round {n + 1}: {told}")
+        worth = f", their mean value {mean_value(groups(now)):.3f}" if new else ""
+        console.print(f"round {n + 1}: {len(drafts)} drafts, {len(tasks) - len(cell.tasks)} kept; {len(new)} of this round{worth}")
         if len(tasks) - len(cell.tasks) >= WANTED:
             break
     kept = [d.task for d in drafts if d.task]

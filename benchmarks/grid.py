@@ -29,9 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from rich.console import Console
 
 from benchmarks.cells import (
-    AUDITED_ROWS,
     BASELINES,
-    CURRICULUM_ROWS,
     DECIDES,
     EXPERIENCE,
     EXPERIENCE_ROWS,
@@ -40,13 +38,13 @@ from benchmarks.cells import (
     MODELS,
     POOL,
     PROBE,
-    SEEDS,
     SFT,
     TEST_GAMES,
     VARIANTS,
     WORK,
     WRITING,
     all_levels,
+    audited,
     cell_config,
     cell_path,
     code_hash,
@@ -159,9 +157,8 @@ class Cell:
             seats = seats_for(self.adapter.tasks(panel, TEST_GAMES), self.seed)
             episodes += [r.episode for r in play_real(actor, self.adapter, seats, self.counter, panel, self.method)]
         audit: dict[str, object] = {}
-        row = variant_of(self.method)
-        spared = row in CURRICULUM_ROWS and (row not in AUDITED_ROWS or self.seed != SEEDS[0])
-        if model is not None and context is STATE_CONTEXT and not spared:  # an audit's policies write nothing before they act
+        held = context is STATE_CONTEXT and audited(self.method, self.seed)  # an audit's policies write nothing before they act
+        if model is not None and held:
             found = audit_run(self.audit_config(), self.adapter, model, self.logs, {"sft": LocalLM.load(self.warm()), "policy": policy})
             audit = found.result
             episodes += found.dreamed

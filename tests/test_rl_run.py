@@ -46,10 +46,19 @@ def logged(tmp_path_factory):
     return episodes, folder / "sft"
 
 
-def a_run(logged, folder, keys, model=None, budget=None):
+def a_run(logged, folder, keys, model=None, budget=None, clusters=None):
     torch.set_num_threads(1)
     episodes, start = logged
-    return RLRun(start, RLConfig(**SMALL | keys), tasks_of(episodes), adapter, folder, model, None, RealSteps(budget))
+    return RLRun(start, RLConfig(**SMALL | keys), tasks_of(episodes), adapter, folder, model, None, RealSteps(budget), clusters=clusters)
+
+
+@pytest.mark.parametrize(("advantage", "together"), [("gae", True), ("group", False), ("leave_one_out", False)])
+def test_a_cluster_is_one_group_for_ppo_only(logged, tmp_path, advantage, together):
+    first, second, *_ = names = sorted(tasks_of(logged[0]))
+    sampler = a_run(logged, tmp_path, {"advantage": advantage, "iterations": 1}, clusters=dict.fromkeys(names, 0)).sampler
+    sampler.observe(first, [1.0, 1.0])
+    sampler.observe(second, [0.0, 0.0])
+    assert (sampler.values()[second]["value"] > 0) is together, "half of the cluster's rewards are successes, none of the task's own"
 
 
 def test_a_real_budget_is_never_exceeded_and_a_raised_one_goes_on(logged, tmp_path):

@@ -271,6 +271,12 @@ class Curriculum(SamplerConfig):
             raise ValueError("hindsight writes tasks: give synthetic, the largest share of them, too")
         return self
 
+    @model_validator(mode="after")
+    def _nothing_starves(self) -> "Curriculum":
+        if self.by_value == 1:
+            raise ValueError("by_value: 1 leaves no draw to what was played least often, so that some tasks never come; give less than 1")
+        return self
+
 
 class Evaluation(Section):
     panel: Literal["probe", "test", "unseen"] = "test"
