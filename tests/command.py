@@ -21,7 +21,8 @@ SMALL = [
     "threads=1",
     "pretrain.epochs=2",
     "experience.teacher=generic",
-    "experience.fit.epochs=2",
+    "experience.fit.epochs=3",
+    "experience.fit.rows=8",
     "sft.fit.epochs=6",
     "rl.iterations=3",
     "rl.tasks=4",
@@ -35,7 +36,7 @@ SMALL = [
     "s2r.iterations=8",
     "s2r.tasks=3",
 ]
-"""Overrides of a small run."""
+"""Overrides of a small run, whose experience model learns enough for replies that end and can be used."""
 
 
 class Done(NamedTuple):

@@ -74,14 +74,14 @@ def test_two_processes_compute_the_gradient_of_one(both):
     assert timeless[0] == pytest.approx(timeless[1], rel=1e-3, abs=1e-6)
 
 
-def test_a_run_in_the_dream_on_two_processes_is_killed_and_goes_on(tmp_path):
+def test_a_run_in_the_dream_on_two_processes_is_killed_and_goes_on(tmp_path, small_start):
     run, small = tmp_path / "run", [*SMALL, "rl.iterations=4"]
     words = torchrun("-m", "dreamgym.pipeline.ranks", str(run))
     assert dreamgym("collect", "--run", str(run), *small).returncode == 0
     early = subprocess.run([sys.executable, *words[-3:]], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=900)
     assert early.returncode != 0
     assert "stage warm-start has not finished there; run: dreamgym train" in early.stdout + early.stderr
-    assert dreamgym("train", "--run", str(run), "--stages", "start").returncode == 0
+    assert dreamgym("train", "--run", str(run), "--stages", "start", "--from", str(small_start)).returncode == 0
     process = subprocess.Popen(words, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics = run / "policy_run" / "metrics.jsonl"
     for _ in range(2400):

@@ -166,13 +166,13 @@ def test_a_policy_learns_in_its_transcripts_and_resumes_exactly(start, tmp_path)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "paper"])
-def test_a_run_with_transcripts(tmp_path, preset):
+def test_a_run_with_transcripts(tmp_path, small_start, preset):
     run, small = tmp_path / "run", [*SMALL, "rl.iterations=2", "policy.context=transcript", "rl.row_length=1024", "sft.fit.row_length=1024"]
     if preset == "paper":
         small = [w for w in small if not w.startswith(("base=", "sft.fit.epochs"))]
         small += [f"base={tiny(tmp_path / 'base', 'qwen2')}", "sft.fit.epochs=2", "policy.preset=paper", "policy.tokens=48"]
         small += ["experience.fit.row_length=1024", "experience.fit.epochs=0.1", "rl.row_length=4096"]
-    done = dreamgym("train", "--run", str(run), *small)
+    done = dreamgym("train", "--run", str(run), "--from", str(small_start), *small)
     assert done.returncode == 0, done.stdout
     evaluated = dreamgym("eval", "--run", str(run))
     assert evaluated.returncode == 0, evaluated.stdout
