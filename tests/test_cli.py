@@ -255,6 +255,27 @@ def test_a_missing_extra_is_named(tmp_path):
     assert "pip install 'dreamgym[train]'" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("module", "word", "extra"),
+    [
+        ("textworld", "env=textworld/easy", "textworld"),
+        ("sklearn", "curriculum.clusters=4", "cluster"),
+        ("bm25s", "replay.order.bm25=true", "lexical"),
+        ("sentence_transformers", "replay.encoder=any", "sentence"),
+        ("trl", "experience.pretrained.model=any", "sft"),
+        ("openai", "evaluation.judge={base_url: 'http://nowhere/v1', model: m}", "endpoint"),
+        ("openai", "experience.second_opinion.judge={base_url: 'http://nowhere/v1', model: m}", "endpoint"),
+        ("wandb", "trackers=[wandb]", "wandb"),
+    ],
+)
+def test_what_a_late_stage_needs_is_asked_for_before_the_first(tmp_path, monkeypatch, module, word, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    done = dreamgym("collect", "--run", str(tmp_path / "run"), "env=examples.own_environment:adapter", word)
+    assert done.returncode == 1
+    assert f"pip install 'dreamgym[{extra}]'" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     run = tmp_path / "run"
     code = (

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from dreamgym import buffer_cli
-from dreamgym.core.errors import ConfigError, DreamgymError, MissingExtraError
+from dreamgym.core.errors import ConfigError, DreamgymError
 from dreamgym.pipeline.config import load_config
+from dreamgym.pipeline.extras import need_extras
 from dreamgym.pipeline.run import Run, console, stage_file
 
 app = typer.Typer(
@@ -33,11 +34,10 @@ def _open(folder: Path, config: Path | None, overrides: list[str] | None, earlie
     saved = folder / "config.yaml"
     if config is None:
         config = saved if saved.exists() else earlier / "config.yaml" if earlier else None
-    opened = Run(folder, load_config(config, overrides or []))
-    try:
-        import torch
-    except ImportError as e:
-        raise MissingExtraError("torch", "train") from e
+    wanted = load_config(config, overrides or [])
+    need_extras(wanted)
+    opened = Run(folder, wanted)
+    import torch
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
