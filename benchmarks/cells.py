@@ -209,6 +209,9 @@ BASELINES: dict[str, dict[str, float]] = {
 SEEDS = (0, 1, 2)
 RL_LEVEL = "hard"
 """Where algorithms, baselines and sim-to-real are compared: GRPO in the real environment exceeds 90 % on *standard*."""
+LATER_SEEDS = (3, 4, 5)
+"""There, of PPO and of what learns without rewards, whose warm starts are kept in ``MODELS``. Those of ``SEEDS`` are not, and another
+kind of CPU makes others of the same settings; ``sft`` has both."""
 POOL = "mixed"
 """Where curricula are compared."""
 RL_METHODS = ("base", "sft", "sft_all", *BASELINES, *(f"{a}_{how}" for a in ALGORITHMS for how in ("real", "dream", "s2r", BUDGETED)))
@@ -316,8 +319,12 @@ def kind_of(method: str) -> str:
     return method if method in DECIDES else "sft"
 
 
-def seeds_of(method: str) -> tuple[int, ...]:
+def seeds_of(level: str, method: str) -> tuple[int, ...]:
     """Which seeds a method's cells have in the tables."""
+    if level == RL_LEVEL and method == "sft":
+        return (*SEEDS, *LATER_SEEDS)
+    if level == RL_LEVEL and (method in BASELINES or learning(method)[0] == "ppo"):
+        return LATER_SEEDS
     return tuple(row_of(method).get("seeds", SEEDS))
 
 

@@ -63,7 +63,7 @@ Json = dict[str, object]
 def missing() -> list[str]:
     """Cells and files that are not there, or were made by other code."""
     wanted = [*ABLATIONS.values(), *(("easy", m) for m in DATA.values()), *UNSURE, *LUCK.values()]
-    absent = [f"{lv} {method} seed {s}" for lv, method in wanted for s in seeds_of(method) if not cell_path(lv, method, s).exists()]
+    absent = [f"{lv} {method} seed {s}" for lv, method in wanted for s in seeds_of(lv, method) if not cell_path(lv, method, s).exists()]
     measured = {f"{name}-{level}.json": measure_code(name, level) for name in ("fidelity", "adversarial") for level in LEVELS}
     for name, code in {**measured, "faults.json": measure_code("faults")}.items():
         if not (RESULTS / name).exists():
@@ -185,7 +185,7 @@ def main() -> int:
     for word in wanted.keys() & sys.argv:
         from benchmarks.grid import make
 
-        make((level, method, s) for level, method in wanted[word] for s in seeds_of(method))
+        make((level, method, s) for level, method in wanted[word] for s in seeds_of(level, method))
     return publish("experience", table, missing(), result, "--check" in sys.argv)
 
 

@@ -63,9 +63,7 @@ def mean_value(found: Groups) -> float:
     return fmean(v for v in values if v is not None)
 
 
-def simulators_share(
-    model: ExperienceModel, retrieval: Retrieval, cap: int, played: Sequence[Rollout], tasks: dict[str, Task]
-) -> float:
+def simulators_share(model: ExperienceModel, retrieval: Retrieval, cap: int, played: Sequence[Rollout], tasks: dict[str, Task]) -> float:
     """Variance of an episode's reward when its actions are taken again under other keys, over the variance inside groups; unbiased both,
     means over all episodes and groups. A greedy experience model answers a question as before: then it is 0, and that is the point."""
     seated = {(r.episode.task.id, r.episode.member + GROUP * n): r.episode for r in played for n in (1, 2)}

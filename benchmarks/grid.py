@@ -445,7 +445,7 @@ def begin() -> None:
 def listing() -> None:
     for level in all_levels():
         for method in methods(level):
-            for seed in seeds_of(method):
+            for seed in seeds_of(level, method):
                 path = cell_path(level, method, seed)
                 state = "done" if path.exists() else "stale" if stale_cells(level, method, seed) else "missing"
                 console.print(f"{state:8}{level} {method} seed {seed}")

@@ -9,10 +9,11 @@ It needs every cell of them and names what is missing.
 
 import sys
 from collections.abc import Sequence
+from itertools import product
 from statistics import fmean
 
-from benchmarks.cells import ALGORITHMS, BUDGETED, RL_LEVEL, RL_METHODS, SEEDS, all_levels, cell_path
-from benchmarks.tables import Cell, cells, markdown, publish, rates, rows, spread
+from benchmarks.cells import ALGORITHMS, BUDGETED, LATER_SEEDS, RL_LEVEL, RL_METHODS, SEEDS, all_levels, cell_path, seeds_of
+from benchmarks.tables import Cell, cells, markdown, publish, rows, spread
 from dreamgym.pipeline.play import LIVE
 from dreamgym.pipeline.stats import paired_interval
 
@@ -28,14 +29,15 @@ Json = dict[str, object]
 def missing() -> list[str]:
     if RL_LEVEL not in all_levels():
         return [f"logs of {RL_LEVEL} and a base that has read them (python -m benchmarks.ship)"]
-    return [f"{RL_LEVEL} {m} seed {s}" for m in RL_METHODS for s in SEEDS if not cell_path(RL_LEVEL, m, s).exists()]
+    return [f"{RL_LEVEL} {m} seed {s}" for m in RL_METHODS for s in seeds_of(RL_LEVEL, m) if not cell_path(RL_LEVEL, m, s).exists()]
 
 
-def row(method: str) -> Json:
-    """``wall_s``: of this arm's own training and of the models that it shares with other arms, mean over seeds."""
-    found = cells(RL_LEVEL, method)
+def row(method: str, seeds: Sequence[int] = (*SEEDS, *LATER_SEEDS)) -> Json:
+    """Of the cells of these seeds. ``wall_s``: of this arm's own training and of the models that it shares with other arms, their mean."""
+    found = [c for c in cells(RL_LEVEL, method) if c["seed"] in seeds]
     return {
-        "success": rates(RL_LEVEL, method),
+        "seeds": [c["seed"] for c in found],
+        "success": [fmean(rows(c, "real").values()) for c in found],
         "real_transitions": {k: fmean(c["real_steps"][k] for c in found) for k in ("logs", "rl", "probe")},  # type: ignore[index]
         "updates": fmean(float(str(c["updates"])) for c in found),
         "wall_s": fmean(float(str(c["wall_s"])) * (method not in shared(c)) + sum(shared(c).values()) for c in found),
@@ -128,15 +130,16 @@ def _seconds(cell: Cell, at: dict[str, float] | None, waited: float) -> float | 
 
 
 def pairs() -> dict[str, Json]:
-    """Differences of arms, named ``first - second``; of those that have all seeds."""
+    """Differences of arms, named ``first - second``; of those that have three seeds in common."""
     found = {}
     for a in ALGORITHMS:
         against = (("dream", "real"), ("s2r", "real"), ("s2r", BUDGETED), ("s2r", "dream"))
         for first, second in [*((f"{a}_{x}", f"{a}_{y}") for x, y in against), (f"{a}_dream", "sft_all"), (f"{a}_dream", "sft")]:
-            ours, theirs = ([rows(c, "real") for c in cells(RL_LEVEL, m)] for m in (first, second))
-            if len(ours) < len(SEEDS) or len(theirs) < len(SEEDS):
+            ours, theirs = ({c["seed"]: rows(c, "real") for c in cells(RL_LEVEL, m)} for m in (first, second))
+            seeds = [s for s in ours if s in theirs]
+            if len(seeds) < len(SEEDS):
                 continue
-            found[f"{first} - {second}"] = paired_interval(ours, theirs, (first, second))
+            found[f"{first} - {second}"] = paired_interval([ours[s] for s in seeds], [theirs[s] for s in seeds], (first, second))
     return found
 
 
@@ -146,14 +149,16 @@ def table() -> str:
         return ""
     head = ["method", "seeds", "**real success**, 150 test games", "real steps: logs / RL / probe", "updates", "min, with shared models"]
     lines = [head, ["---"] * len(head)]
-    for method in RL_METHODS:
-        if found := cells(RL_LEVEL, method):
-            r = row(method)
-            steps = r["real_transitions"]
+    for method, seeds in product(RL_METHODS, (SEEDS, LATER_SEEDS)):
+        if any(c["seed"] in seeds for c in cells(RL_LEVEL, method)):
+            r = row(method, seeds)
+            steps, success, these = r["real_transitions"], r["success"], r["seeds"]
             assert isinstance(steps, dict)
-            shown = [spread(rates(RL_LEVEL, method)), " / ".join(f"{steps[k]:,.0f}" for k in ("logs", "rl", "probe"))]
+            assert isinstance(success, list)
+            assert isinstance(these, list)
+            shown = [spread(success), " / ".join(f"{steps[k]:,.0f}" for k in ("logs", "rl", "probe"))]
             figures = [f"{float(str(r['updates'])):,.0f}", f"{float(str(r['wall_s'])) / 60:.0f}"]
-            lines.append([f"`{method}`", ", ".join(str(c["seed"]) for c in found), *shown, *figures])
+            lines.append([f"`{method}`", ", ".join(map(str, these)), *shown, *figures])
     return f"{markdown(lines)}\n\n{differences()}"
 
 
@@ -182,5 +187,5 @@ if __name__ == "__main__":
     if "--make" in sys.argv:
         from benchmarks.grid import make
 
-        make((RL_LEVEL, m, s) for s in SEEDS for m in RL_METHODS)
+        make((RL_LEVEL, m, s) for m in RL_METHODS for s in seeds_of(RL_LEVEL, m))
     sys.exit(publish("rl", table, missing(), result, "--check" in sys.argv))

@@ -7,7 +7,7 @@
     python -m benchmarks.ship base rooms       # and that of hard and mixed
     python -m benchmarks.ship agent easy       # a weak policy's own episodes, appended to the logs
     python -m benchmarks.ship model hard       # for benchmarks/models only: the experience model of a level's cells, 75 minutes
-    python -m benchmarks.ship starts mixed     # likewise: the warm starts of all seeds, 5 to 20 minutes each
+    python -m benchmarks.ship starts mixed 0   # likewise: the warm starts of these seeds, 5 to 20 minutes each
 
 The base language model has not read the agent's own episodes (they were played by a policy that was fine-tuned from an
 earlier base), nor the seeking, fussing and moving ones. As shipped, the logs were recorded in parts: those three explorers, and the
@@ -23,12 +23,13 @@ of *standard* that were left out took another 1,950.
 
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from benchmarks.cells import MODELS, SEEDS, SFT, WORK
+from benchmarks.cells import MODELS, SFT, WORK
 from benchmarks.grid import Cell, begin
 from dreamgym.core.env import RealSteps
 from dreamgym.core.files import read_episodes, read_json, write_episodes, write_json
@@ -151,9 +152,9 @@ def model(level: str) -> None:
     keep(Cell(level, "grpo_dream", 0).model_folder())
 
 
-def starts(level: str) -> None:
+def starts(level: str, seeds: Iterable[int]) -> None:
     begin()
-    for seed in SEEDS:
+    for seed in seeds:
         keep(Cell(level, "sft", seed).warm())
 
 
@@ -178,7 +179,7 @@ if __name__ == "__main__":
             agent(level)
         case ["model", level]:
             model(level)
-        case ["starts", level]:
-            starts(level)
+        case ["starts", level, *seeds]:
+            starts(level, map(int, seeds))
         case _:
             sys.exit(__doc__)

@@ -45,7 +45,7 @@ Cell = dict[str, object]
 
 def cells(level: str, method: str) -> list[Cell]:
     """The current cells of a method, by seed."""
-    return [read_json(p) for p in (cell_path(level, method, s) for s in seeds_of(method)) if p.exists()]
+    return [read_json(p) for p in (cell_path(level, method, s) for s in seeds_of(level, method)) if p.exists()]
 
 
 def rows(cell: Cell, source: str, panel: str = "test") -> dict[str, float]:
