@@ -49,6 +49,8 @@ def test_the_whole_way_on_a_users_own_environment_killed_and_resumed(tmp_path):
             assert "run the same command again" in output
     before = (run / "stages" / "warm-start.json").read_text()
     assert dreamgym("audit", "--run", str(run)).returncode == 0, "of the experience model alone: the policy is not there yet"
+    early = dreamgym("report", "--run", str(run))
+    assert "results.json is not written: it also needs the stages train, eval-policy" in early.stdout.replace("\n", " ")
     refused = dreamgym("quickstart", "--run", str(run), *SMALL, "rl.audit_floor=1")
     assert refused.returncode == 1
     assert "below rl.audit_floor 1" in refused.stdout, "a dream that is often wrong trains nobody unasked"
@@ -191,11 +193,9 @@ def goes_on_in_another_run(run, following):
     other = dreamgym("train", *words)
     assert other.returncode == 1
     assert "so the same tasks would come first; give another one" in other.stdout.replace("\n", " ")
-    words += ["seed=1", "experience.fit.epochs=1", "rl.iterations=1", "rl.audit_floor=0"]
-    done = dreamgym("train", *words)
+    words += ["seed=1", "experience.fit.epochs=1", "rl.iterations=1", "rl.audit_floor=0", "evaluation.audit_games=1"]
+    done = dreamgym("quickstart", *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    for command in ("eval", "report"):
-        assert dreamgym(command, "--run", str(following)).returncode == 0
     assert f"of learning and probes in {run} and before".replace(" ", "") in "".join(done.stdout.split()), "a narrow console breaks paths"
     assert f"before (the policy of {run})" in (following / "report.html").read_text()
     old, now = (list(read_episodes(p / "logs.jsonl.xz")) for p in (run, following))

@@ -163,7 +163,10 @@ def report(run: RunFolder = DEFAULT) -> None:
 
     if (run / "config.yaml").exists():
         opened = Run(run, load_config(run / "config.yaml"))
-        if all(opened.done(name) for name in STAGES) and not audit_is_old(opened):
+        lacking = [name for name in STAGES if not opened.done(name) or (name == "audit" and audit_is_old(opened))]
+        if lacking:
+            console.print(f"results.json is not written: it also needs the stages {', '.join(lacking)}")
+        else:
             write_results(opened)
             console.print(f"results: {opened.path('results.json')}")
     console.print(f"report: {write_report(run)}")
