@@ -178,15 +178,18 @@ def test_a_critic_takes_the_place_of_the_group():
     assert min(credit[0]) > 0 > max(credit[2])
 
 
-@pytest.mark.parametrize(("keys", "message"), [
-    ({"advantage": "gae", "credit": "anchors"}, "with advantage: gae each step has its own"),
-    ({"group": 1}, "or advantage: gae"),
-    ({"gamma": 0.8}, "gamma: has no effect"),
-    ({"advantage": "leave_one_out", "std": "none"}, "std: has no effect"),
-    ({"critic_passes": 1, "value_clip": 0.1}, "critic_passes, value_clip: has no effect"),
-    ({"kl_estimator": "k2"}, "kl_estimator"),
-    ({"horizon": (5,), "horizon_every": 3}, "horizon_every"),
-])
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"advantage": "gae", "credit": "anchors"}, "with advantage: gae each step has its own"),
+        ({"group": 1}, "or advantage: gae"),
+        ({"gamma": 0.8}, "gamma: has no effect"),
+        ({"advantage": "leave_one_out", "std": "none"}, "std: has no effect"),
+        ({"critic_passes": 1, "value_clip": 0.1}, "critic_passes, value_clip: has no effect"),
+        ({"kl_estimator": "k2"}, "kl_estimator"),
+        ({"horizon": (5,), "horizon_every": 3}, "horizon_every"),
+    ],
+)
 def test_a_setting_that_could_not_act_is_refused(keys, message):
     with pytest.raises(ValidationError, match=message):
         RLConfig(**keys)

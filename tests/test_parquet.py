@@ -14,7 +14,7 @@ from dreamgym.replay.parquet import read_parquet, write_parquet  # noqa: E402
 
 def test_episodes_come_back_whole(tmp_path):
     episodes = [episode(i, "dream" if i % 2 else "real", i) for i in range(150)] + [branched(900)]
-    surprised = episodes[0].transitions[0].model_copy(update={"surprise": 1.5, "reasoning": "it's a \"quote\"\n"})
+    surprised = episodes[0].transitions[0].model_copy(update={"surprise": 1.5, "reasoning": 'it\'s a "quote"\n'})
     episodes[0] = episodes[0].model_copy(update={"transitions": (surprised, *episodes[0].transitions[1:])})
     empty = episodes[1].model_copy(update={"id": "empty", "transitions": ()})
     assert write_parquet(tmp_path / "a.parquet", [*episodes, empty]) == len(episodes)

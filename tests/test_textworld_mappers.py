@@ -37,8 +37,7 @@ Recipe = tuple[tuple[str, str, str], ...]
 pytestmark = pytest.mark.filterwarnings("ignore:Game .* is not fully supported")
 
 UNSEEN_IN_TEXT = {"fresh", "uncut", "whole", "sharp", "plain", "edible"}
-ATTRIBUTES = ("raw", "needs_cooking", "fried", "roasted", "burned", "cooked", "uncut", "chopped", "sliced", "diced",
-              "edible", "inedible")
+ATTRIBUTES = ("raw", "needs_cooking", "fried", "roasted", "burned", "cooked", "uncut", "chopped", "sliced", "diced", "edible", "inedible")
 GAMES = [(level, seed) for level in ("easy", "standard") for seed in (1, 2, 4, 10, 22, 188)]
 
 
@@ -165,27 +164,42 @@ def test_texts_of_a_lost_game_are_those_from_before_the_loss() -> None:
     assert FactMapper().observe(after.facts) != FactMapper().observe(before.facts)
 
 
-@pytest.mark.parametrize(("tour", "expected"), [
-    ("You see a fridge. Wow, check out the price tag on the fridge! A hundred big ones! You make out a closed oven, "
-     "which looks usual, nearby.", {"fridge": "closed", "oven": "closed"}),
-    ("You see a gleam over in a corner, where you can see a table. But oh no! there's nothing on this piece of junk. "
-     "Hm. Oh well An opened usual looking oven is in the corner. Empty! What kind of nightmare TextWorld is this?",
-     {"table": "surface", "oven": "open"}),
-    ("Were you looking for a fridge? Because look over there, it's a fridge. Hmm. You always thought you'd be more "
-     "excited to see a fridge in a room. Look over there! a kitchen island. On the kitchen island you make out a block "
-     "of cheese, so there's that.", {"fridge": "closed", "kitchen_island": "surface"}),
-])
+@pytest.mark.parametrize(
+    ("tour", "expected"),
+    [
+        (
+            "You see a fridge. Wow, check out the price tag on the fridge! A hundred big ones! You make out a closed oven, "
+            "which looks usual, nearby.",
+            {"fridge": "closed", "oven": "closed"},
+        ),
+        (
+            "You see a gleam over in a corner, where you can see a table. But oh no! there's nothing on this piece of junk. "
+            "Hm. Oh well An opened usual looking oven is in the corner. Empty! What kind of nightmare TextWorld is this?",
+            {"table": "surface", "oven": "open"},
+        ),
+        (
+            "Were you looking for a fridge? Because look over there, it's a fridge. Hmm. You always thought you'd be more "
+            "excited to see a fridge in a room. Look over there! a kitchen island. On the kitchen island you make out a block "
+            "of cheese, so there's that.",
+            {"fridge": "closed", "kitchen_island": "surface"},
+        ),
+    ],
+)
 def test_remarks_of_the_tour_are_no_fixtures(tour: str, expected: dict[str, str]) -> None:
     assert read_tour(f"-= Kitchen =-\nYou're in a kitchen.\n\n{tour}\n\n")[0] == expected
 
 
 def test_things_on_the_floor_and_in_hand_are_read_with_their_adjectives() -> None:
-    description = ("-= Kitchen =-\nHi.\n\nYou see a stove. But the thing is empty.\n\n\n\n"
-                   "There is some milk and a knife on the floor.")
+    description = "-= Kitchen =-\nHi.\n\nYou see a stove. But the thing is empty.\n\n\n\nThere is some milk and a knife on the floor."
     inventory = "You are carrying: a diced roasted green hot pepper, a burned block of cheese and a raw pork chop."
     assert TextMapper().observe(description, inventory) == (
-        "[floor] knife:", "[floor] milk:", "[held] block_of_cheese: burned", "[held] green_hot_pepper: roasted diced",
-        "[held] pork_chop: raw", "[kitchen] room: stove")
+        "[floor] knife:",
+        "[floor] milk:",
+        "[held] block_of_cheese: burned",
+        "[held] green_hot_pepper: roasted diced",
+        "[held] pork_chop: raw",
+        "[kitchen] room: stove",
+    )
 
 
 def test_a_text_that_is_no_room_is_refused() -> None:
@@ -261,11 +275,11 @@ def test_the_ingredients_of_a_prepared_meal_leave_the_state(level: str, seed: in
 
 
 @pytest.mark.parametrize("level", ["easy", "standard"])
-def test_the_short_way_to_a_game_gives_the_game_of_tw_make(level: str, tmp_path: Path,
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_short_way_to_a_game_gives_the_game_of_tw_make(level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DREAMGYM_CACHE", str(tmp_path / "cache"))
-    options = [part for name, value in OPTIONS[level].items() if value
-               for part in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
+    options = [
+        part for name, value in OPTIONS[level].items() if value for part in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+    ]
     theirs = tmp_path / "theirs.z8"
     tw_make = [sys.executable, str(Path(sys.executable).with_name("tw-make")), "tw-cooking", "--silent"]
     subprocess.run([*tw_make, *options, "--seed", "7", "--output", str(theirs)], check=True, capture_output=True)
@@ -299,8 +313,9 @@ def test_an_explorer_of_the_logs_plays_real_games(act: Act) -> None:
     assert len({m.facts for m in moments}) > 1
 
 
-PAIRS = st.tuples(st.text("abcdefghij ", min_size=1, max_size=12), st.sampled_from(["fried", "roasted"]),
-                  st.sampled_from(["chopped", "sliced", "diced"]))
+PAIRS = st.tuples(
+    st.text("abcdefghij ", min_size=1, max_size=12), st.sampled_from(["fried", "roasted"]), st.sampled_from(["chopped", "sliced", "diced"])
+)
 RECIPES = st.lists(PAIRS, min_size=1, max_size=3).map(lambda pairs: tuple(sorted(pairs)))
 
 

@@ -1,6 +1,5 @@
 """Real games from a task's text: they behave as the game that the text came from, and what cannot be won is called so."""
 
-
 import pytest
 
 pytest.importorskip("textworld")
@@ -67,19 +66,22 @@ def test_a_food_that_was_written_into_a_world_can_be_cooked_there() -> None:
     assert not solved(world.model_copy(update=wanted), counter).solvable
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    ({"instruction": "cook carrot burned diced"}, "no recipe"),
-    ({"instruction": "cook carrot fried diced and"}, "no recipe"),
-    ({"instruction": "eat carrot"}, "no recipe"),
-    ({"instruction": "cook unicorn fried diced"}, "no food 'unicorn'"),
-    ({"first_state": ("[counter] carrot: raw uncut",), "sheet": ()}, "no room"),
-    ({"first_state": ("[kitchen] room: moon",), "sheet": ()}, "no furniture 'moon'"),
-    ({"first_state": ("[kitchen] room: counter", "[counter] carrot: fried uncut"), "sheet": ()}, "before anything was done"),
-    ({"first_state": ("[kitchen] room: counter", "[moon] carrot: raw uncut"), "sheet": ()}, "which its world does not have"),
-    ({"sheet": ("[held] carrot: raw uncut",)}, "into the hand"),
-    ({"first_state": ("[kitchen] you: here", "[kitchen] kitchen_north_to: pantry", "[hall] hall_south_to: kitchen")}, "its map"),
-    ({"first_state": ("[kitchen] room: counter", "[counter] unicorn: fresh uncut"), "sheet": ()}, "no thing 'unicorn'"),
-])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"instruction": "cook carrot burned diced"}, "no recipe"),
+        ({"instruction": "cook carrot fried diced and"}, "no recipe"),
+        ({"instruction": "eat carrot"}, "no recipe"),
+        ({"instruction": "cook unicorn fried diced"}, "no food 'unicorn'"),
+        ({"first_state": ("[counter] carrot: raw uncut",), "sheet": ()}, "no room"),
+        ({"first_state": ("[kitchen] room: moon",), "sheet": ()}, "no furniture 'moon'"),
+        ({"first_state": ("[kitchen] room: counter", "[counter] carrot: fried uncut"), "sheet": ()}, "before anything was done"),
+        ({"first_state": ("[kitchen] room: counter", "[moon] carrot: raw uncut"), "sheet": ()}, "which its world does not have"),
+        ({"sheet": ("[held] carrot: raw uncut",)}, "into the hand"),
+        ({"first_state": ("[kitchen] you: here", "[kitchen] kitchen_north_to: pantry", "[hall] hall_south_to: kitchen")}, "its map"),
+        ({"first_state": ("[kitchen] room: counter", "[counter] unicorn: fresh uncut"), "sheet": ()}, "no thing 'unicorn'"),
+    ],
+)
 def test_what_is_no_game_is_not_built(change: dict[str, object], reason: str) -> None:
     task = Task(id="t", instruction="cook carrot fried diced", first_state=("[kitchen] room: counter",)).model_copy(update=change)
     with pytest.raises(Unbuildable, match=reason):
