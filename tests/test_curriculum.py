@@ -296,5 +296,7 @@ def test_what_the_configuration_says_reaches_the_run(tmp_path, monkeypatch):
     assert set(caught.value.args[-1].values()) == {0, 1}
     with pytest.raises(ConfigError, match="by_value: 1 leaves no draw"):
         load_config(None, ["curriculum.by_value=1"])
+    with pytest.raises(ConfigError, match="power: more than 16"):
+        load_config(None, ["curriculum.power=20"])
     with pytest.raises(ConfigError, match="give synthetic"):
         load_config(None, ["curriculum.hindsight=true"])
