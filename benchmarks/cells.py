@@ -146,8 +146,8 @@ where its draws disagree. ``untrained``: the base language model is asked as it 
 buffer (else all that is valid). ``_em1``, ``_em2``: an experience model trained with another seed, for one policy seed each: how much of
 a row is the luck of that training. With fewer logged steps the epochs grow, so that the updates stay the same, up to ``epochs_at_most``."""
 CHOSEN: dict[str, Any] = {"fade": 0.5, "by_value": 0.75, "clusters": 12}
-"""A run sees most tasks of the mixed pool once or twice: what nobody has played has its cluster's value. Draws are not steep (``power``): what
-comes often is learned by heart (docs/development.md)."""
+"""A run sees most tasks of the mixed pool once or twice: what nobody has played has its cluster's value. Draws are not steep (``power``):
+what comes often is learned by heart (docs/development.md)."""
 CURRICULUM_ROWS: dict[str, dict[str, Any]] = {
     name: {"model": "full", "curriculum": how}
     for name, how in {
