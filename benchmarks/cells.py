@@ -146,8 +146,7 @@ where its draws disagree. ``untrained``: the base language model is asked as it 
 buffer (else all that is valid). ``_em1``, ``_em2``: an experience model trained with another seed, for one policy seed each: how much of
 a row is the luck of that training. With fewer logged steps the epochs grow, so that the updates stay the same, up to ``epochs_at_most``."""
 CHOSEN: dict[str, Any] = {"fade": 0.5, "by_value": 0.75, "clusters": 12}
-"""A run sees most tasks of the mixed pool once or twice: what nobody has played has its cluster's value. Draws are not steep (``power``):
-what comes often is learned by heart (docs/development.md)."""
+"""A run sees a task of the mixed pool once or twice: values fade faster than elsewhere, and what nobody has played has its cluster's."""
 CURRICULUM_ROWS: dict[str, dict[str, Any]] = {
     name: {"model": "full", "curriculum": how}
     for name, how in {
@@ -211,8 +210,8 @@ SEEDS = (0, 1, 2)
 RL_LEVEL = "hard"
 """Where algorithms, baselines and sim-to-real are compared: GRPO in the real environment exceeds 90 % on *standard*."""
 LATER_SEEDS = (3, 4, 5)
-"""There, of PPO and of what learns without rewards, whose warm starts are kept in ``MODELS``. Those of ``SEEDS`` are not, and another
-kind of CPU makes others of the same settings; ``sft`` has both."""
+"""There, of PPO and of what learns without rewards: the warm starts of ``SEEDS`` are not kept, and another kind of CPU makes others of the
+same settings. ``sft`` has both."""
 POOL = "mixed"
 """Where curricula are compared."""
 RL_METHODS = ("base", "sft", "sft_all", *BASELINES, *(f"{a}_{how}" for a in ALGORITHMS for how in ("real", "dream", "s2r", BUDGETED)))

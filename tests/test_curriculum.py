@@ -236,17 +236,6 @@ def test_the_share_by_value_leaves_the_rest_to_the_least_played(share):
     assert valuable == pytest.approx(0.92 * share + 0.5 * (1 - share), abs=0.08), "the others are drawn whatever they are worth"
 
 
-@pytest.mark.parametrize("power", [1.0, 2.0, 4.0])
-def test_the_power_makes_a_draw_by_value_steeper(power):
-    sampler = ValueSampler(TASKS, 0, SamplerConfig(by_value=1.0, power=power, fade=1.0))
-    for i, task in enumerate(TASKS):
-        sampler.observe(task, [1.0, 0.0] if i < 20 else [1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-    counts = Counter(sampler.next(1)[0] for _ in range(2000))
-    much, little = 0.25 + FLOOR, 5 / 36 + FLOOR
-    expected = much**power / (much**power + little**power)
-    assert sum(counts[t] for t in TASKS[:20]) / counts.total() == pytest.approx(expected, abs=0.04)
-
-
 def test_tasks_alike_are_in_one_cluster():
     pytest.importorskip("sklearn", reason="needs the extra [cluster]")
     from dreamgym.curriculum.clusters import clusters_of
@@ -296,7 +285,5 @@ def test_what_the_configuration_says_reaches_the_run(tmp_path, monkeypatch):
     assert set(caught.value.args[-1].values()) == {0, 1}
     with pytest.raises(ConfigError, match="by_value: 1 leaves no draw"):
         load_config(None, ["curriculum.by_value=1"])
-    with pytest.raises(ConfigError, match="power: more than 16"):
-        load_config(None, ["curriculum.power=20"])
     with pytest.raises(ConfigError, match="give synthetic"):
         load_config(None, ["curriculum.hindsight=true"])

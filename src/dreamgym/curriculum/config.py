@@ -15,9 +15,6 @@ class SamplerConfig(BaseModel):
     """What counts as a visit among the least visited: every group, or (cells made before) those with two valid members."""
     by_value: float = Field(0.5, ge=0, le=1)
     """The share of a draw that is chosen by value; the others are those played least often."""
-    power: float = Field(1.0, gt=0)
-    """To which values are raised where tasks are drawn by them (as priorities are in arXiv 1511.05952): 1 = in proportion, 4 = nearly the
-    most valuable alone. Where most values are small, a draw in proportion to them stays close to a uniform one."""
     clusters: int = Field(0, ge=0)
     """This many clusters of instructions (``curriculum/clusters.py``, the extra [cluster]). For PPO the tasks of one are one group of
     Eq. 7; else a task that nobody has played is worth what those of its cluster are, on average. 0 = each task stands for itself."""

@@ -1,7 +1,7 @@
 """Which tasks the policy plays next: by value (arXiv 2511.03773 Eq. 7), with a floor and a memory that fades.
 
-A part of each draw (half, unless said otherwise) goes to tasks in proportion to (a power of) their value, the rest is uniform over the
-least visited, so that no task starves and a value measured long ago does not decide for ever. The floor, the fading and the share are our
+A part of each draw (half, unless said otherwise) goes to tasks in proportion to their value, the rest is uniform over the least
+visited, so that no task starves and a value measured long ago does not decide for ever. The floor, the fading and the share are our
 choice. Synthetic tasks (those with a lineage) are drawn in the same way among themselves, at most a share lambda of each draw; until one
 is played its value is its parent's. A logged task that nobody has played is drawn by value only where tasks are in clusters.
 """
@@ -106,7 +106,7 @@ class ValueSampler:
     def _draw(self, tasks: list[str], n: int, rng: np.random.Generator) -> list[str]:
         worth = self._worth(tasks) if self._config.value != "uniform" else {}
         valued, by_value = list(worth), min(int(self._config.by_value * n), len(worth))
-        weights = [(w + FLOOR) ** self._config.power for w in worth.values()]
+        weights = [w + FLOOR for w in worth.values()]
         total = sum(weights)
         chosen = [valued[i] for i in rng.choice(len(valued), by_value, replace=False, p=[w / total for w in weights])] if by_value else []
         taken = set(chosen)

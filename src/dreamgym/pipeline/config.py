@@ -275,8 +275,6 @@ class Curriculum(SamplerConfig):
     def _nothing_starves(self) -> "Curriculum":
         if self.by_value == 1:
             raise ValueError("by_value: 1 leaves no draw to what was played least often, so that some tasks never come; give less than 1")
-        if self.power > 16:
-            raise ValueError("power: more than 16 leaves next to no chance to all but one value; give less")
         return self
 
 
