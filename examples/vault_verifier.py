@@ -1,6 +1,7 @@
 """A programmatic second opinion for examples/own_environment.py: a dreamed success counts only where this agrees.
 
-dreamgym quickstart --config examples/own_environment.yaml experience.second_opinion.verifier=examples.vault_verifier:unlocked
+dreamgym quickstart --run runs/vault --config examples/own_environment.yaml \
+    experience.second_opinion.verifier=examples.vault_verifier:unlocked
 """
 
 

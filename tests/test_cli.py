@@ -71,6 +71,24 @@ def test_an_audit_that_measured_nothing_refuses_no_training(tmp_path, capsys):
         check_audit(run)
 
 
+def test_an_audit_that_nobody_could_play_is_made_again_when_the_warm_start_is_there(tmp_path):
+    from dreamgym.pipeline.config import load_config
+    from dreamgym.pipeline.run import Run
+    from dreamgym.pipeline.stages import audit_is_old
+
+    run = Run(tmp_path, load_config(None))
+    assert not audit_is_old(run)
+    run.stage("audit", dict)
+    run.path("audit.json").write_text(json.dumps({"episodes": 0, "policies": {}}))
+    assert not audit_is_old(run), "there is still nobody"
+    run.path("sft").mkdir()
+    assert audit_is_old(run)
+    run.path("audit.json").write_text(json.dumps({"episodes": 6, "policies": {"expert": {}}}))
+    assert not audit_is_old(run), "explorers have played; a warm start adds nothing that the dream was not told"
+    run.path("policy").mkdir()
+    assert audit_is_old(run)
+
+
 def test_a_malformed_episode_file_is_named_with_its_line(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text('{"id": "a"}\n')
@@ -136,6 +154,7 @@ def test_a_file_that_is_not_sound_is_told_before_games_are_built(tmp_path):
         ({"stop": "lost"}, "field stop: lost, but the last step's outcome is won"),
         ({"transitions": steps_of(a_log(), 1, outcome="go")}, "field stop: won, but the last step's outcome is go"),
         ({"transitions": steps_of(a_log(), 0, removed=["[room] gate: closed"])}, "episode e: transitions.0: "),
+        ({"transitions": steps_of(a_log(), 1, state=["[room] door: ajar"])}, "field state: it is not what transitions.0 leads to"),
         ({"task": {"id": "vault/530", "instruction": "leave", "first_state": []}}, "its task vault/530 is of the panel test"),
         ({"task": {"id": "vault/3", "instruction": "leave", "first_state": [], "panel": "test"}}, "belongs to the panel test"),
     ],

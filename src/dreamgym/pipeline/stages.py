@@ -303,8 +303,12 @@ def judged(run: Run, arm: str, policy: Policy) -> Summary:
 
 
 def audit_is_old(run: Run, stage: str = "audit", file: str = "audit.json") -> bool:
-    """Whether an audit was made before there was a trained policy to audit."""
-    return run.done(stage) and run.path("policy").exists() and "policy" not in read_json(run.path(file))["policies"]  # type: ignore[operator]
+    """Whether an audit was made before there was a trained policy to audit, or before there was anybody who could play."""
+    if not run.done(stage):
+        return False
+    played = read_json(run.path(file))["policies"]
+    assert isinstance(played, dict | list)
+    return any(run.path(name).exists() and name not in played for name in (("policy",) if played else ("sft", "policy")))
 
 
 def audit(run: Run) -> Summary:

@@ -7,6 +7,7 @@ make every result worthless; both are refused before anything is written.
 """
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 from dreamgym.core.errors import DataError, PanelLeakError
@@ -22,7 +23,8 @@ def read_user_logs(path: Path, evaluated: Callable[[], Mapping[str, str]]) -> li
     """The episodes of ``path``, states in their canonical order. ``evaluated``: task id -> panel, of all that is evaluated on; asked only
     once the file is sound, because an environment may have to build its games first.
 
-    Raises ``DataError`` where a change does not fit its state or an end is not that of the last step, and
+    Raises ``DataError`` where a change does not fit its state, a state is not what the step before leads to, or an end is not that of
+    the last step, and
     ``PanelLeakError`` where an episode plays an evaluation task, whatever panel it claims.
     """
     episodes = load_logs([path])
@@ -45,6 +47,12 @@ def _checked(episode: Episode, where: str) -> Episode:
         if episode.valid and t.reward is None:
             raise DataError(f"{where}: step {i}: field reward: null in an episode with a valid end; give the reward, or delete this line")
     steps = tuple(_sorted(t, f"{where}: transitions.{i}") for i, t in enumerate(episode.transitions))
+    for i, (before, after) in enumerate(pairwise(steps), 1):
+        if after.state != before.next_state:
+            raise DataError(
+                f"{where}: transitions.{i}: field state: it is not what transitions.{i - 1} leads to"
+                f" (lines that only one of them has: {sorted({*after.state} ^ {*before.next_state})[:3]}); mend or delete this line"
+            )
     branches = tuple(
         b.model_copy(update={"transition": _sorted(b.transition, f"{where}: branches.{i}")}) for i, b in enumerate(episode.branches)
     )
