@@ -144,6 +144,15 @@ def test_what_an_iteration_teaches(penalty, won, failed):
     assert step_credit(idle, RLConfig(no_effect_penalty=penalty, negative=1.0)) == [[0.0, of_idle, of_idle]] * 2
 
 
+def test_advantages_that_cancel_teach_nothing():
+    took = [a_rollout(0, StopReason.WON, WON), *(a_rollout(n, StopReason.MAX_STEPS, FAILED) for n in (1, 2, 3))]
+    credit = step_credit(took, RLConfig(credit="shared", no_effect_penalty=None, negative=1.0))
+    shared = [steps[0] for steps in credit]
+    assert 0 < max(map(abs, shared)) < 1e-15, "the first step is everybody's, and its mean a rounding error"
+    trained = [s for tree in policy_trees(list(zip(took, credit, strict=True))) for s in tree.segments]
+    assert min(abs(s.advantage) for s in trained) > 0.1
+
+
 def test_a_malformed_reply_costs_its_own_step_the_penalty_in_units_of_the_group():
     costly = PLAIN.model_copy(update={"invalid_action_penalty": 0.1})
     pair = [a_rollout(0, StopReason.WON, WON, malformed=(1,)), a_rollout(1, StopReason.MAX_STEPS, FAILED)]

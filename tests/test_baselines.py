@@ -54,6 +54,32 @@ def test_other_actions_are_really_tried_from_the_demonstrated_state_and_counted(
     assert counter.counts == {"rl": sum(t.at + 1 for t, _ in others)}, "re-played steps too"
 
 
+def test_an_environment_that_breaks_costs_its_own_alternative_alone(tried, logged, caplog):  # noqa: F811
+    demos, found, _ = tried
+
+    class Broken:
+        def __init__(self, env):
+            self.env, self.reset, self.close = env, env.reset, env.close
+
+        async def step(self, action):
+            if action.startswith("open"):
+                raise KeyError(action)
+            return await self.env.step(action)
+
+    class Adapter:
+        name = "broken"
+
+        def env(self, counter):
+            return Broken(adapter.env(counter))
+
+    again = try_alternatives(Policy(LocalLM.load(logged[1]), 1.5), demos, Adapter(), RealSteps(), 4, 0)
+    whole, left = ([o.action for t in f for o in t.others] for f in (found, again))
+    assert 0 < len(left) < len(whole), "demonstrations that open nothing are still played"
+    assert set(left) <= set(whole)
+    assert "broken failed where" in caplog.text
+    assert "KeyError" in caplog.text
+
+
 def test_what_the_logs_saw_in_a_demonstrated_state_is_tried_without_a_real_step(tried, logged):  # noqa: F811
     episodes, start = logged
     demos, counter = tried[0], RealSteps()

@@ -11,6 +11,7 @@ from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import ConfigError
 from dreamgym.core.files import write_episodes, write_json
 from dreamgym.pipeline.config import dump_config, load_config
+from dreamgym.pipeline.reinforce import reopen
 from dreamgym.pipeline.run import LOGS, Run, stage_file
 from dreamgym.pipeline.shared import FILES, share
 from examples.own_environment import adapter
@@ -39,14 +40,68 @@ def test_learning_on_for_real_is_learning_as_in_the_dream_where_nothing_else_is_
     assert (found.s2r.iterations, found.s2r.real_budget, found.s2r.probe_every) == (20, 5000, 0), "limits are its own"
 
 
-def test_a_real_budget_may_be_raised_and_nothing_else(tmp_path):
-    Run(tmp_path, load_config(None, ["rl.real_budget=100"]))
-    assert Run(tmp_path, load_config(None, ["rl.real_budget=200"])).config.rl.real_budget == 200
+def test_what_stopped_a_run_may_be_raised_and_nothing_else(tmp_path):
+    real = "rl.environment=real"
+    Run(tmp_path, load_config(None, [real, "rl.real_budget=100"]))
+    assert Run(tmp_path, load_config(None, [real, "rl.real_budget=200"])).config.rl.real_budget == 200
     assert load_config(tmp_path / "config.yaml").rl.real_budget == 200
     (tmp_path / "logs.jsonl.xz").touch()
-    assert Run(tmp_path, load_config(None, ["rl.real_budget=200", "threads=1"])).config.threads == 1
-    with pytest.raises(ConfigError, match=r"another configuration \(replay.capacity, rl.clip\)"):
-        Run(tmp_path, load_config(None, ["rl.real_budget=200", "rl.clip=0.3", "replay.capacity=9"]))
+    raised = ["threads=1", "rl.row_length=1024", "rl.rows=2"]
+    assert Run(tmp_path, load_config(None, [real, "rl.real_budget=200", *raised])).config.rl.row_length == 1024
+    with pytest.raises(ConfigError, match=r"another configuration \(replay.order.mmr, rl.clip\)"):
+        Run(tmp_path, load_config(None, [real, "rl.real_budget=200", "rl.clip=0.3", "replay.order.mmr=0.5"]))
+
+
+@pytest.mark.parametrize(
+    ("ended", "raised", "again"),
+    [
+        ("budget", ["rl.real_budget=200"], True),
+        ("budget", ["rl.real_budget=100"], False),
+        ("patience", ["rl.patience=4"], True),
+        ("patience", ["rl.patience=2"], False),
+        ("alarm", ["rl.watch.invalid=0.5"], True),
+        ("alarm", [], False),
+        ("iterations", ["rl.real_budget=200", "rl.patience=4", "rl.watch.invalid=0.5"], False),
+    ],
+)
+def test_a_stage_that_ended_at_a_limit_goes_on_once_that_is_raised(tmp_path, ended, raised, again):
+    common = ["rl.environment=real", "rl.probe_every=1", "rl.real_budget=100", "rl.patience=2"]
+    first = Run(tmp_path, load_config(None, common))
+    how = first.config.rl
+    told = {"ended": ended, "real_budget": 100, "patience": 2, "watch": how.watch.model_dump(mode="json"), "wall_s": 1.0}
+    write_json(stage_file(tmp_path, "train"), told)
+    write_json(stage_file(tmp_path, "eval-policy"), {"real_success": 0.5, "wall_s": 1.0})
+    run = Run(tmp_path, load_config(None, [*common, *raised]))
+    reopen(run, "train")
+    assert (run.done("train"), run.done("eval-policy")) == (not again, not again)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rl.environment=reel"], "rl.environment: Input should be 'dream' or 'real'"),
+        (["rl.credit=turns"], "rl: .*gamma below 1"),
+        (["rl.real_budget=100"], "a dream takes real steps for its probes alone"),
+        (["rl.watch.dream_gap=0.1"], "watch.dream_gap needs probe_every"),
+        (["curriculum.value=uniform", "curriculum.clusters=4"], "clusters: has no effect with value: uniform"),
+        (["curriculum.generator.parents=4"], "generator: has no effect with value: variance and synthetic: 0"),
+        (["curriculum.synthetic=0.25", "rl.environment=real"], "rl.environment: real plays logged tasks only"),
+        (["curriculum.synthetic=0.005"], "0.005 of rl.tasks: 96 is no whole task"),
+        (["curriculum.synthetic=0.5", "rl.advantage=gae", "rl.group=1"], "rl.group: 1 gives no task a value"),
+        (["curriculum.value=progress", "experience.prompt.reasoning=false"], "progress is read from a dream's reasoning"),
+    ],
+)
+def test_a_key_that_would_do_nothing_is_refused(words, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, words)
+
+
+def test_a_wrong_key_that_is_taken_over_is_told_once_and_where_it_was_given():
+    with pytest.raises(ConfigError) as told:
+        load_config(None, ["rl.clip=-1"])
+    assert str(told.value).count("clip") == 2, "override and key"
+    with pytest.raises(ConfigError, match=r"override s2r.clip=-2: s2r.clip"):
+        load_config(None, ["rl.clip=0.3", "s2r.clip=-2"])
 
 
 def a_finished_run(folder, *overrides):

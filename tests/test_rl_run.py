@@ -19,10 +19,11 @@ from dreamgym.experience.model import Prediction  # noqa: E402
 from dreamgym.lm.fit import FitConfig  # noqa: E402
 from dreamgym.lm.local import LocalLM  # noqa: E402
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
-from dreamgym.pipeline.config import Reinforcement  # noqa: E402
+from dreamgym.pipeline import rl_run  # noqa: E402
+from dreamgym.pipeline.config import Reinforcement, load_config  # noqa: E402
 from dreamgym.pipeline.learn import demonstration_trees, warm_start  # noqa: E402
 from dreamgym.pipeline.logs import tasks_of  # noqa: E402
-from dreamgym.pipeline.reinforce import check_budget  # noqa: E402
+from dreamgym.pipeline.reinforce import check_budget, check_learning  # noqa: E402
 from dreamgym.pipeline.rl_run import RLRun  # noqa: E402
 from dreamgym.rl.config import RLConfig  # noqa: E402
 from dreamgym.rl.context import StateContext  # noqa: E402
@@ -118,20 +119,77 @@ def test_after_the_dream_the_start_is_probed_and_kept_where_nothing_is_better(lo
 def test_a_budget_holds_a_probe_back_that_is_as_long_as_episodes_are(logged, tmp_path):
     run = a_run(logged, tmp_path, {"iterations": 5, "tasks": 8}, budget=400)
     cap = adapter.cap
-    assert run._affordable(30) == int((400 - 30 * cap) / (4 * cap)), "nothing is known: the longest"
+    assert run._affordable(30) == max(0, int((400 - 30 * (cap + 1)) / (4 * cap))), "nothing is known: the longest"
     run.trainer.progress.metrics.append({"steps": 2.0})
     run.trainer.progress.iteration = 1
     assert run._affordable(30) == 8, "two steps and a reset each: 135 of 400 are held back, 12 an episode group"
     run.counter.budget = 135 + 5 * 12
     assert run._affordable(30) == 5
+    run.trainer.progress.metrics.append({"steps": float(cap)})
+    run.counter.budget = 5 * 4 * (cap + 1) - 1
+    assert run._affordable(0) == 4, "five groups at the cap, with their resets, would take a step more than there is"
 
 
 def test_a_budget_that_probes_would_eat_is_refused():
-    check_budget(Reinforcement(real_budget=101, probe_every=1), 100)
-    check_budget(Reinforcement(probe_every=1), 100)
-    check_budget(Reinforcement(real_budget=5), 0)
-    with pytest.raises(ConfigError, match=r"real_budget: 100 .* does not bear a probe, which may take 100 real steps"):
-        check_budget(Reinforcement(real_budget=100, probe_every=1), 100)
+    check_budget("rl", Reinforcement(real_budget=101, probe_every=1), 100)
+    check_budget("rl", Reinforcement(probe_every=1), 100)
+    check_budget("rl", Reinforcement(real_budget=5), 0)
+    with pytest.raises(ConfigError, match=r"s2r\.real_budget: 100 does not bear a probe, which may take 100 real steps"):
+        check_budget("s2r", Reinforcement(real_budget=100, probe_every=1), 100)
+
+
+def test_what_policy_learning_would_refuse_is_refused_before_anything_is_trained():
+    steps = len(adapter.tasks("probe", 50)) * (adapter.cap + 1)
+    words = ["env=examples.own_environment:adapter", "s2r.probe_every=1"]
+    check_learning(load_config(None, [*words, f"s2r.real_budget={steps + 1}"]), "rl", "s2r")
+    config = load_config(None, [*words, f"s2r.real_budget={steps}"])
+    check_learning(config, "rl")
+    with pytest.raises(ConfigError, match=rf"s2r\.real_budget: {steps} does not bear a probe"):
+        check_learning(config, "rl", "s2r")
+    with pytest.raises(ConfigError, match=r"the adapter vault has no achieved"):
+        check_learning(load_config(None, [*words, "curriculum.hindsight=true", "curriculum.synthetic=0.5"]), "rl")
+
+
+def weights_of(folder) -> list[torch.Tensor]:
+    return list(LocalLM.load(folder).model.parameters())
+
+
+def test_the_policy_that_probes_chose_is_that_of_a_finished_iteration_whenever_it_is_killed(logged, tmp_path, monkeypatch):
+    def improving(self, *_):
+        return len(self.probe) / 10
+
+    monkeypatch.setattr(rl_run, "play_real", lambda *_: [])
+    run = a_run(logged, tmp_path, {"iterations": 3, "learning_rate": 1e-2}, VaultModel())
+    monkeypatch.setattr(rl_run, "real_rate", lambda _: improving(run))
+    save, told = run._save, []
+
+    def killed():
+        if run.iteration == 2:
+            raise KeyboardInterrupt
+        save()
+
+    monkeypatch.setattr(run, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(told.append, adapter.tasks("probe", 2), 1)
+    first = weights_of(tmp_path / "policy")
+    assert all(torch.equal(a, b) for a, b in zip(first, weights_of(tmp_path / "checkpoint"), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, weights_of(tmp_path / rl_run.CHOSEN), strict=True)), "better, not yet its own"
+
+    run = a_run(logged, tmp_path, {"iterations": 3, "learning_rate": 1e-2}, VaultModel())
+    assert run.iteration == 1
+    assert not (tmp_path / rl_run.CHOSEN).exists()
+    assert all(torch.equal(a, b) for a, b in zip(first, weights_of(tmp_path / "policy"), strict=True))
+    with monkeypatch.context() as between:
+        between.setattr(run, "_settle", lambda: exec("raise KeyboardInterrupt"))
+        with pytest.raises(KeyboardInterrupt):
+            run.run(told.append, adapter.tasks("probe", 2), 1)
+    second = weights_of(tmp_path / rl_run.CHOSEN)
+
+    run = a_run(logged, tmp_path, {"iterations": 3, "learning_rate": 1e-2}, VaultModel())
+    assert run.iteration == 2
+    assert all(torch.equal(a, b) for a, b in zip(second, weights_of(tmp_path / "policy"), strict=True)), "the checkpoint knows of it"
+    run.run(told.append, adapter.tasks("probe", 2), 1)
+    assert all(torch.equal(a, b) for a, b in zip(run.lm.model.parameters(), weights_of(tmp_path / "policy"), strict=True))
 
 
 def test_a_full_disk_tears_no_checkpoint_and_the_run_goes_on_as_if_nothing_had_been(logged, tmp_path):

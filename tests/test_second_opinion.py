@@ -37,6 +37,22 @@ def test_a_win_that_the_program_denies_is_no_success():
     assert model.costs() == {"experience_claims": 2, "experience_claims_refused": 1, "experience_claims_unanswered": 0}
 
 
+def test_a_program_that_decides_grants_what_the_dream_did_not_see():
+    """The goal of this task is another than the one that the experience model knows: to hold the key."""
+
+    def picked_up(instruction, state, actions):
+        return any(line.startswith("[hand] red_key:") for line in state)
+
+    model: ExperienceModel = SecondOpinion(VaultModel(), programmatic(picked_up), decides=True)
+    empty = tuple(line for line in STATE if not line.startswith("[hand]"))
+    seen, unseen, due = model.predict([ask("look"), ask("look", empty), ask("unlock door with red_key")])
+    assert [(p.outcome, p.reward) for p in (seen, unseen, due)] == [("won", 1.0), ("go", 0.0), ("won", 1.0)]
+    assert model.costs()["experience_claims_granted"] == 1
+    silent = SecondOpinion(VaultModel(), programmatic(lambda *_: None), decides=True)
+    quiet, claimed = silent.predict([ask("look"), ask("unlock door with red_key")])
+    assert (quiet.outcome, claimed.invalid) == ("go", StopReason.INVALID_ENV), "who cannot say leaves steps as they are, and grants nothing"
+
+
 def test_draws_are_verified_like_predictions():
     inner = VaultModel("action")
     model = SecondOpinion(inner, programmatic(holds_the_key))

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,17 @@ from dreamgym.curriculum.writing import Asked, LocalWriter, writing_trees
 from dreamgym.lm.fit import FitConfig, fit
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer
+from dreamgym.pipeline import player
+from dreamgym.pipeline.config import Curriculum
+
+
+def test_a_feat_that_takes_longer_than_an_episode_may_be_is_none(monkeypatch):
+    monkeypatch.setattr(player, "task_writer", lambda model: Drafts())
+    feat = Feat("cook carrot", ("take carrot",) * 5)
+    for cap, found in ((5, feat), (4, None)):
+        adapter = SimpleNamespace(cap=cap, achieved=lambda task, episode: feat)
+        _, achieved = player.task_generator(None, adapter, LOGGED, Curriculum(synthetic=0.5, hindsight=True), 0)
+        assert achieved(LOGGED[0], None) == found
 
 
 def test_a_tiny_model_learns_to_write_tasks_of_its_world(tmp_path):

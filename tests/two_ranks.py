@@ -22,11 +22,12 @@ from examples.own_environment import adapter
 
 KEYS = {"iterations": 3, "group": 16, "learning_rate": 2e-2, "row_length": 128, "rows": 2, "kl": 0.01, "entropy": 0.001}
 RUNS = {
-    "dream": ({"iterations": 2}, None),
-    "ppo": ({"iterations": 2, "advantage": "gae"}, None),
-    "real": ({"iterations": 9}, 120),
+    "dream": ({"iterations": 2}, None, 0),
+    "ppo": ({"iterations": 2, "advantage": "gae"}, None, 0),
+    "real": ({"iterations": 9}, 120, 0),
+    "probed": ({"iterations": 9}, 160, 1),
 }
-"""Whole runs: keys, and the budget of those in the real environment."""
+"""Whole runs: keys, the budget of those in the real environment, and how often they are probed."""
 
 
 def trained(start: str, out: Path, ranks: Ranks) -> None:
@@ -51,12 +52,12 @@ def trained(start: str, out: Path, ranks: Ranks) -> None:
 def runs(vault: Path, out: Path, ranks: Ranks) -> None:
     """Each of ``RUNS`` from the vault's warm start, in ``out/<processes>-<name>``; what each process holds at the end beside it."""
     tasks = tasks_of(list(read_episodes(vault / "logs.jsonl")))
-    for name, (keys, budget) in RUNS.items():
+    for name, (keys, budget, every) in RUNS.items():
         config = RLConfig(**{"tasks": 3, "group": 4, "learning_rate": 1e-4} | keys)
         model = None if budget else VaultModel()
         counter = RealSteps(budget)
         run = RLRun(vault / "sft", config, tasks, adapter, out / f"{ranks.size}-{name}", model, None, counter, ranks=ranks)
-        run.run(lambda m: None)
+        run.run(lambda m: None, adapter.tasks("probe", 2) if every else (), every)
         said = {"ended": run.ended, "iteration": run.iteration, "real": counter.total}
         torch.save({"weights": [p.detach() for p in run.lm.trained], **said}, out / f"{ranks.size}-{ranks.rank}-{name}.pt")
 

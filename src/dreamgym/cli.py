@@ -58,9 +58,11 @@ def _existing(folder: Path, config: Path | None, overrides: list[str] | None, st
 
 
 def _stages(run: Run, *names: str) -> None:
-    from dreamgym.pipeline.reinforce import reopen
+    from dreamgym.pipeline.reinforce import check_learning, reopen
     from dreamgym.pipeline.stages import AFTER, STAGES, audit_is_old
 
+    if {"train-experience", "train"} & set(names):
+        check_learning(run.config, "rl", *(("s2r",) if "sim-to-real" in names else ()))
     for name in names:
         if name == "audit" and audit_is_old(run):
             run.forget(name)

@@ -183,7 +183,7 @@ class ValueSampler:
         assert isinstance(parent, dict)
         logged = {t for t in self._value if t not in self._parent}
         if not isinstance(value, dict) or not isinstance(visits, dict) or not isinstance(draws, int) or set(value) - set(parent) != logged:
-            raise ValueError("this sampler state belongs to other tasks; start the run anew")
+            raise ValueError("this sampler state belongs to other tasks")
         self._draws, self._value, self._visits, self._parent = draws, dict(value), dict(visits), dict(parent)
         turns, ended, last = state.get("turns"), state.get("ended"), state.get("last", {})
         clusters = state.get("clusters", {})

@@ -2,9 +2,11 @@
 
     model = SecondOpinion(model, JudgeOfSuccess(Endpoint(server)))       # another LLM, its own prompt
     model = SecondOpinion(model, programmatic(check))                    # check(instruction, state, actions) -> bool
+    model = SecondOpinion(model, programmatic(check), decides=True)      # what is done is what the program says
 
 The experience model is both dynamics and reward, so what it grants wrongly is what a policy learns to ask for. A win that the
-second opinion denies ends the episode without success; where no verdict could be had the step is invalid, never a number.
+second opinion denies ends the episode without success; where no verdict could be had the step is invalid, never a number. A checker
+that decides is asked after every step, and what it grants is a success though the experience model did not see it.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,11 +56,11 @@ def programmatic(check: Callable[[str, State, tuple[str, ...]], bool | None]) ->
 
 
 class SecondOpinion:
-    """An experience model whose successes are verified. Satisfies ``ExperienceModel``."""
+    """An experience model whose successes are verified, or (``decides``) given by the verifier alone. Satisfies ``ExperienceModel``."""
 
-    def __init__(self, model: ExperienceModel, verify: Verifier) -> None:
-        self.model, self.verify = model, verify
-        self.claims = self.refused = self.unanswered = 0
+    def __init__(self, model: ExperienceModel, verify: Verifier, decides: bool = False) -> None:
+        self.model, self.verify, self.decides = model, verify, decides
+        self.claims = self.refused = self.unanswered = self.granted = 0
         self._verdicts: dict[tuple[object, ...], Prediction] = {}
 
     def use(self, retrieval: Retrieval) -> None:
@@ -67,6 +69,8 @@ class SecondOpinion:
 
     def costs(self) -> dict[str, int]:
         own = {"experience_claims": self.claims, "experience_claims_refused": self.refused, "experience_claims_unanswered": self.unanswered}
+        if self.decides:
+            own["experience_claims_granted"] = self.granted
         if isinstance(self.verify, JudgeOfSuccess):
             c = self.verify.chat.counts
             own |= {"judge_calls": c["calls"], "judge_tokens_in": c["tokens_in"], "judge_tokens_out": c["tokens_out"]}
@@ -74,7 +78,7 @@ class SecondOpinion:
 
     def recall(self, request: Request) -> Prediction | None:
         known = self.model.recall(request)
-        if known is None or known.outcome != "won":
+        if known is None or not self._asked(known):
             return known
         return self._verdicts.get(_key(request, known))
 
@@ -93,17 +97,22 @@ class SecondOpinion:
 
     def _verified(self, requests: Sequence[Request], said: Sequence[Prediction]) -> list[Prediction]:
         keys = [_key(r, p) for r, p in zip(requests, said, strict=True)]
-        new = {
-            k: (r, p) for k, r, p in zip(keys, requests, said, strict=True) if p.reply and p.outcome == "won" and k not in self._verdicts
-        }
+        new = {k: (r, p) for k, r, p in zip(keys, requests, said, strict=True) if self._asked(p) and k not in self._verdicts}
         claims = [Claim(r, apply_change(r.state, p.reply.change)) for r, p in new.values() if p.reply]
         verdicts = self.verify(claims) if claims else []
         here = {k: self._judged(p, v) for (k, (_, p)), v in zip(new.items(), verdicts, strict=True)}
         self._verdicts |= {k: p for k, p in here.items() if p.reply}  # no verdict is nobody's: it is asked for again
-        return [p if p.outcome != "won" else here[k] if k in here else self._verdicts[k] for k, p in zip(keys, said, strict=True)]
+        return [here.get(k) or self._verdicts[k] if self._asked(p) else p for k, p in zip(keys, said, strict=True)]
+
+    def _asked(self, said: Prediction) -> bool:
+        return said.reply is not None and (self.decides or said.outcome == "won")
 
     def _judged(self, said: Prediction, verdict: bool | None) -> Prediction:
         assert said.reply is not None
+        if said.outcome != "won":
+            self.granted += bool(verdict)
+            text = f"{said.text} (the verifier: the task is done)"
+            return replace(said, reply=replace(said.reply, outcome="won"), text=text) if verdict else said
         self.claims += 1
         if verdict is None:
             self.unanswered += 1

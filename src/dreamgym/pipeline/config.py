@@ -21,6 +21,7 @@ from dreamgym.experience.teach import AnnotatorConfig
 from dreamgym.lm.lora import Lora
 from dreamgym.replay.rerank import RerankConfig
 from dreamgym.rl.config import RLConfig
+from dreamgym.rl.monitors import Limits
 
 
 class Section(BaseModel):
@@ -91,16 +92,20 @@ class Pretrained(Section):
 
 
 class Opinion(Section):
-    """A success in the dream counts only where this agrees too: a judge (an LLM with its own prompt), or a program."""
+    """A success in the dream counts only where this agrees too: a judge (an LLM with its own prompt), or a program (which may decide)."""
 
     judge: EndpointConfig | None = None
     verifier: str | None = None
     """``module:function``; function(instruction, state, actions) -> bool."""
+    decides: bool = False
+    """The verifier is asked after every step, and grants what the experience model does not see, precedent or not."""
 
     @model_validator(mode="after")
     def _one(self) -> "Opinion":
         if (self.judge is None) == (self.verifier is None):
             raise ValueError("give either judge or verifier")
+        if self.decides and self.judge:
+            raise ValueError("decides is for a verifier; a judge is asked of successes only")
         return self
 
 
@@ -229,6 +234,14 @@ class Reinforcement(RLConfig):
     def _patience_probes(self) -> "Reinforcement":
         if self.patience and not self.probe_every:
             raise ValueError("patience needs probe_every: without probes nothing is seen to get better")
+        if self.watch.dream_gap not in (None, Limits().dream_gap) and not self.probe_every:
+            raise ValueError("watch.dream_gap needs probe_every: the gap is that between the dream and a probe")
+        return self
+
+    @model_validator(mode="after")
+    def _turns_differ(self) -> "Reinforcement":
+        if self.credit == "turns" and self.gamma == 1:
+            raise ValueError("credit: turns with gamma: 1 is credit: episode, as an episode is paid once, at its end; give gamma below 1")
         return self
 
 
@@ -236,10 +249,16 @@ class Dreaming(Reinforcement):
     """Policy learning in the dream."""
 
     iterations: int = Field(12, ge=0)
-    environment: str = "dream"
+    environment: Literal["dream", "real"] = "dream"
     """``dream``, or ``real`` for the control arm (its steps are counted)."""
     audit_floor: float = Field(0.8, ge=0, le=1)
     """Training in the dream is refused where an audit found success precision or next-state macro below this; 0 = never."""
+
+    @model_validator(mode="after")
+    def _budget_has_steps(self) -> "Dreaming":
+        if self.environment == "dream" and self.real_budget and not self.probe_every:
+            raise ValueError("real_budget: a dream takes real steps for its probes alone; give probe_every too, or leave it out")
+        return self
 
 
 class SimToReal(Reinforcement):
@@ -275,6 +294,19 @@ class Curriculum(SamplerConfig):
     def _nothing_starves(self) -> "Curriculum":
         if self.by_value == 1:
             raise ValueError("by_value: 1 leaves no draw to what was played least often, so that some tasks never come; give less than 1")
+        return self
+
+    @model_validator(mode="after")
+    def _no_idle_key(self) -> "Curriculum":
+        acts = {
+            "clusters": self.value != "uniform",
+            "by_value": self.value != "uniform",
+            "generator": bool(self.synthetic),
+            "writing": bool(self.synthetic),
+        }
+        idle = [name for name, active in acts.items() if not active and getattr(self, name) != type(self).model_fields[name].default]
+        if idle:
+            raise ValueError(f"{', '.join(idle)}: has no effect with value: {self.value} and synthetic: {self.synthetic:g}; leave it out")
         return self
 
 
@@ -388,6 +420,20 @@ class RunConfig(Section):
             raise ValueError("replay: nothing comes in with rl.environment: real; leave enrichment, admit and capacity out")
         return self
 
+    @model_validator(mode="after")
+    def _curriculum_can_work(self) -> "RunConfig":
+        chosen, rl = self.curriculum, self.rl
+        if rl.environment == "real" and chosen.synthetic:
+            raise ValueError("curriculum.synthetic: rl.environment: real plays logged tasks only; set synthetic to 0, hindsight to false")
+        if chosen.synthetic and not int(chosen.synthetic * rl.tasks):
+            raise ValueError(f"curriculum.synthetic: {chosen.synthetic:g} of rl.tasks: {rl.tasks} is no whole task; raise one of them")
+        if chosen.synthetic and rl.group == 1 and not chosen.clusters:
+            raise ValueError("curriculum.synthetic: rl.group: 1 gives no task a value, and so no parents; add curriculum.clusters")
+        if chosen.value == "progress" and (rl.environment == "real" or not self.experience.prompt.reasoning):
+            raise ValueError("curriculum.value: progress is read from a dream's reasoning; use variance with rl.environment: real or"
+                             " experience.prompt.reasoning: false")  # fmt: skip
+        return self
+
 
 class _OnceLoader(yaml.SafeLoader):
     """YAML lets a key come twice, and the last one win."""
@@ -434,9 +480,13 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as e:
-        told = []
+        told, own = [], data.get("s2r")
+        of_rl = {(*error["loc"][1:], error["msg"]) for error in e.errors() if error["loc"][:1] == ("rl",)}
         for error in e.errors():
             loc = tuple(map(str, error["loc"]))
+            given_there = isinstance(own, dict) and bool(loc[1:]) and loc[1] in own
+            if loc[:1] == ("s2r",) and not given_there and (*error["loc"][1:], error["msg"]) in of_rl:
+                continue  # s2r has the key from rl
             source = next((said for keys, said in given.items() if loc[: len(keys)] == keys), where)
             told.append(_explain(error["loc"], error["msg"], error["type"], source))
         raise ConfigError("; ".join(told)) from e

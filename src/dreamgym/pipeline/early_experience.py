@@ -9,12 +9,14 @@ happened, where the paper asks an LLM.
 """
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dreamgym.core.env import RealSteps
+from dreamgym.core.errors import DreamgymError
 from dreamgym.core.grammar import render_outcome, render_state
 from dreamgym.core.record import transition_of
 from dreamgym.core.seeding import keyed_rng
@@ -28,6 +30,8 @@ from dreamgym.pipeline.learn import demonstration_trees
 from dreamgym.rl.context import Turn
 from dreamgym.rl.policy import STATE_CONTEXT, Policy
 from dreamgym.rl.reflective import ReflectiveContext
+
+log = logging.getLogger(__name__)
 
 TOGETHER = 256
 """Demonstrated states for which actions are proposed at once: their prompts are in memory together."""
@@ -120,7 +124,10 @@ async def _execute(adapter: Adapter, counter: RealSteps, episode: Episode, at: i
             return None
         answer = await env.step(action)
         return None if answer.reward is None else transition_of(state, action, answer, state_of_text(answer.observation))
-    except (OSError, RuntimeError, ValueError):
+    except DreamgymError:
+        raise
+    except Exception as e:  # the user's code: one broken world is not the end of the others
+        log.warning("%s failed where %r was to be tried, which is left out: %s: %s", adapter.name, action, type(e).__name__, e)
         return None
     finally:
         await env.close()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from dreamgym.core.errors import ConfigError
-from dreamgym.core.types import Task
+from dreamgym.core.types import Episode, Feat, Task
 from dreamgym.curriculum.asking import ChatWriter
 from dreamgym.curriculum.generator import Achieved, TaskGenerator
 from dreamgym.curriculum.writing import LocalWriter, Writer
@@ -54,11 +54,14 @@ def task_generator(
     """Who writes tasks in a run, and who tells what failed episodes achieved (None without hindsight).
 
     Nothing is written that the environment keeps for evaluation, where its adapter says so (``allowed(instruction)``), nor what it has
-    in other words (``canonical(instruction)``). ``clusters``: of the tasks, where a cluster is a group.
+    in other words (``canonical(instruction)``); a feat that takes longer than an episode may be is none. ``clusters``: of the tasks, where
+    a cluster is a group.
     """
-    achieved: Achieved | None = getattr(adapter, "achieved", None)
-    if curriculum.hindsight and achieved is None:
-        raise ConfigError(f"curriculum.hindsight: the adapter {adapter.name} has no achieved(task, episode); set it to false")
+
+    def achieved(task: Task, episode: Episode) -> Feat | None:
+        feat: Feat | None = adapter.achieved(task, episode)  # type: ignore[attr-defined]
+        return feat if feat and len(feat.solution) <= adapter.cap else None
+
     allowed: Callable[[str], bool] = getattr(adapter, "allowed", lambda instruction: True)
     canonical: Callable[[str], str] | None = getattr(adapter, "canonical", None)
     generator = TaskGenerator(task_writer(model), tasks, curriculum.generator, seed, allowed, canonical, clusters)
@@ -82,7 +85,7 @@ def experience_model(run: Run, retrieval: Retrieval, tasks_seen: bool = False) -
     opinion, unsure = run.config.experience.second_opinion, run.config.experience.uncertainty
     if unsure:
         model = Cautious(model, partial(_draws_under, model), retrieval, unsure.samples, unsure.above)
-    return SecondOpinion(model, _verifier(opinion)) if opinion else model
+    return SecondOpinion(model, _verifier(opinion), opinion.decides) if opinion else model
 
 
 def _player(run: Run, config: ExperienceConfig, retrieval: Retrieval, wins: Precedents | None) -> ExperienceModel:

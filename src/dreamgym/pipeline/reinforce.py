@@ -11,7 +11,7 @@ from dreamgym.curriculum.clusters import clusters_of
 from dreamgym.envs.adapter import load_adapter
 from dreamgym.experience.model import ExperienceModel
 from dreamgym.pipeline.acting import context_of
-from dreamgym.pipeline.config import Reinforcement
+from dreamgym.pipeline.config import Reinforcement, RunConfig
 from dreamgym.pipeline.grounding import Followed, encoder_of, following, growing, logged, run_buffer
 from dreamgym.pipeline.logs import load_logs, tasks_of
 from dreamgym.pipeline.play import panel_tasks
@@ -31,8 +31,6 @@ def train_policy(run: Run, ranks: Ranks = ALONE) -> dict[str, object]:
     """Policy learning from the warm start, in the dream (0 real steps) or, as the control, in the real environment."""
     config = run.config
     dreaming = config.rl.environment == "dream"
-    if not dreaming and config.rl.environment != "real":
-        raise ConfigError(f"rl.environment: {config.rl.environment!r} is not known; use dream or real")
     if dreaming:
         check_audit(run)
     model, replay = _dream(run, ranks) if dreaming else (None, None)
@@ -59,11 +57,16 @@ STALE = {"train": ("eval-policy", "audit", "long-audit", "sim-to-real", "eval-s2
 
 
 def reopen(run: Run, stage: str) -> None:
-    """Let a finished stage of policy learning go on where it ended for want of a budget that has been raised since."""
+    """Let a finished stage of policy learning go on where it ended at a limit that has been raised since."""
     if stage not in STALE or not run.done(stage):
         return
-    found, now = run.summary(stage), (run.config.rl if stage == "train" else run.config.s2r).real_budget
-    if found.get("ended") != "budget" or (now is not None and now <= int(str(found["real_budget"]))):
+    found, how = run.summary(stage), run.config.rl if stage == "train" else run.config.s2r
+    raised = {
+        "budget": how.real_budget is None or how.real_budget > int(str(found["real_budget"] or 0)),
+        "patience": how.patience == 0 or how.patience > int(str(found.get("patience", 0))),
+        "alarm": how.watch.model_dump(mode="json") != found.get("watch"),
+    }
+    if not raised.get(str(found.get("ended"))):
         return
     for name in (stage, *STALE[stage]):
         run.forget(name)
@@ -91,13 +94,8 @@ def _reinforce(
     pooled = clusters if how.advantage == "gae" else None
     generator, achieved = None, None
     if model is not None and choose.synthetic:
-        if not int(choose.synthetic * how.tasks):
-            share = f"{choose.synthetic:g} of rl.tasks: {how.tasks}"
-            raise ConfigError(f"curriculum.synthetic: {share} is no whole task; raise one of them, or set it to 0")
         generator, achieved = task_generator(model, adapter, list(tasks.values()), wanted, seed, pooled)
     probe = panel_tasks(adapter, "probe", config.evaluation.probe_games) if how.probe_every else []
-    if model is None:
-        check_budget(how, len(probe) * adapter.cap)
     acts = (context_of(config), config.policy.tokens)
     rl = RLRun(start, how, tasks, adapter, work, model, replay, counter, seed, *acts, ranks, choose, generator, achieved, clusters)
     name = ALGORITHMS[how.advantage]
@@ -129,6 +127,8 @@ def _reinforce(
         "iterations": rl.iteration,
         "ended": rl.ended,
         "real_budget": how.real_budget,
+        "patience": how.patience,
+        "watch": how.watch.model_dump(mode="json"),
         "transitions": sum(m["transitions"] + m.get("transitions_checking", 0.0) for m in metrics),
         "rl_real_steps": counter.counts.get("rl", 0),
         "probe_real_steps": counter.counts.get("probe", 0),
@@ -140,12 +140,24 @@ def _reinforce(
     }
 
 
-def check_budget(how: Reinforcement, probe: int) -> None:
+def check_learning(config: RunConfig, *sections: Literal["rl", "s2r"]) -> None:
+    """What these sections ask of the environment, held against it before anything is trained. Raises ``ConfigError``."""
+    adapter = load_adapter(config.env)
+    if config.curriculum.hindsight and not hasattr(adapter, "achieved"):
+        raise ConfigError(f"curriculum.hindsight: the adapter {adapter.name} has no achieved(task, episode); set it to false")
+    for section in sections:
+        how: Reinforcement = getattr(config, section)
+        if how.probe_every:
+            games = len(panel_tasks(adapter, "probe", config.evaluation.probe_games))
+            check_budget(section, how, games * (adapter.cap + 1))  # where a reset counts as a step
+
+
+def check_budget(section: str, how: Reinforcement, probe: int) -> None:
     """Raises ``ConfigError`` where one probe may use up all real steps, ``probe`` of them at most, so that none are left to learn from."""
     if how.real_budget is not None and probe >= how.real_budget:
         raise ConfigError(
-            f"real_budget: {how.real_budget} (rl or s2r) does not bear a probe, which may take {probe} real steps; raise it, lower"
-            " evaluation.probe_games, or set probe_every to 0"
+            f"{section}.real_budget: {how.real_budget} does not bear a probe, which may take {probe} real steps; raise it, lower"
+            f" evaluation.probe_games, or set {section}.probe_every to 0"
         )
 
 

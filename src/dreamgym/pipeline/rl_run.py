@@ -36,6 +36,9 @@ from dreamgym.rl.ranks import ALONE, Ranks
 from dreamgym.rl.rollout import Rollout, Seat
 from dreamgym.rl.trainer import CRITIC, Trainer
 
+CHOSEN, MARK = ".policy-new", "iteration"
+"""The policy of the last probe, where that is the best, until the checkpoint of its iteration is there; and which iteration that is."""
+
 
 class RLRun:
     """One run in the dream or (the control) in the real environment, checkpointed after every iteration."""
@@ -86,6 +89,7 @@ class RLRun:
         """Why ``run`` came to its end: ``iterations``, ``budget``, ``patience`` or ``alarm``."""
         held = self._resume(checkpoint) if resumed else None
         if ranks.first:
+            self._settle()
             (self.folder / "failed.jsonl").unlink(missing_ok=True)
             _cut(self.folder / "metrics.jsonl", self.iteration, "iteration")
             _cut(self.folder / "episodes.jsonl", self.iteration, "policy_version")
@@ -135,7 +139,8 @@ class RLRun:
             except BudgetError:  # in the middle of an iteration: what it used is counted, what it played is not learned from
                 self._save()
                 self.ended = "budget"
-        if every and self.ended == "budget" and (not self.probe or self.probe[-1]["iteration"] < self.iteration):
+        unseen = not self.probe or self.probe[-1]["iteration"] < self.iteration
+        if every and self.ended == "budget" and self.ranks.said(unseen):
             self._probe_alone(probe, temperature)
         self.counter.settle()
         self.counter.ledger = None
@@ -221,9 +226,9 @@ class RLRun:
         """Tasks of the next iteration, 0 = the real budget bears none: fewer where it bears no more than that and a probe of ``probed``
         games after it.
 
-        Reckoned at a tenth more steps than episodes had last, one more at least (many environments count their reset), or as long as
-        they may be where that has just grown; a probe at half as many steps again as the last one took, or as episodes had last, since
-        a last probe that is cut off would be a whole training unseen.
+        Reckoned at a tenth more steps than episodes had last, one more at least (many environments count their reset), up to all that they
+        may have, or at those where that has just grown; a probe at half as many steps again as the last one took, or as episodes had
+        last, since a last probe that is cut off would be a whole training unseen.
         """
         if self.counter.budget is None:
             return self.config.tasks
@@ -232,9 +237,9 @@ class RLRun:
         metrics, longest = self.trainer.progress.metrics, self.config.longest(self.iteration, self.adapter.cap)
         grown = not metrics or longest > self.config.longest(self.iteration - 1, self.adapter.cap)
         last = metrics[-1]["steps"] if metrics else 0.0
-        steps = float(longest) if grown else min(max(last * 1.1, last + 1), longest)
+        steps = float(longest) if grown else min(max(last * 1.1, last + 1), longest + 1.0)
         took = [0.0, *(p["probe_steps"] for p in self.probe)]
-        whole = probed * self.adapter.cap
+        whole = probed * (self.adapter.cap + 1)
         reserve = whole if grown and not self.probe else min(whole, 1.5 * (took[-1] - took[-2] if self.probe else probed * steps))
         left = self.counter.budget - self.counter.total - reserve
         return max(0, min(self.config.tasks, int(left / (self.config.group * steps))))
@@ -290,7 +295,10 @@ class RLRun:
         if rate is None:
             return {}
         if not self.probe or rate >= max(p["success"] for p in self.probe):
-            self._keep(self.folder / "policy")
+            chosen = self.folder / CHOSEN
+            shutil.rmtree(chosen, ignore_errors=True)
+            self._keep(chosen)
+            write_atomic(chosen / MARK, f"{self.iteration}")
         spent = {f"{purpose}_steps": float(self.counter.counts.get(purpose, 0)) for purpose in ("rl", "probe")}
         self.probe.append({"iteration": float(self.iteration), "success": rate, **spent})
         gap = {} if self.model is None or dreamed is None else {"dream_gap": dreamed - rate}
@@ -301,6 +309,18 @@ class RLRun:
         self.lm.save(folder)
         if self.trainer.critic is not None:
             self.trainer.critic.save(folder / CRITIC)
+
+    def _settle(self) -> None:
+        """The policy that the last probe chose takes the place of the earlier one, once the checkpoint knows of that probe: a kill in
+        between would else leave a policy that no finished iteration had."""
+        chosen, policy = self.folder / CHOSEN, self.folder / "policy"
+        best = max((p["success"] for p in self.probe), default=0.0)
+        at = [p["iteration"] for p in self.probe if p["success"] == best][-1:]
+        if (chosen / MARK).exists() and [float((chosen / MARK).read_text())] == at:
+            shutil.rmtree(policy, ignore_errors=True)
+            os.rename(chosen, policy)
+            (policy / MARK).unlink()
+        shutil.rmtree(chosen, ignore_errors=True)
 
     def _dump(self, episodes: Sequence[Episode]) -> None:
         with open(self.folder / "episodes.jsonl", "a", encoding="utf-8") as f:
@@ -337,6 +357,7 @@ class RLRun:
             os.rename(old, gone)
         os.rename(fresh, old)
         shutil.rmtree(gone, ignore_errors=True)
+        self._settle()
 
     def _resume(self, checkpoint: Path) -> int | None:
         """Take all in; returns how many steps the replay buffer had."""
@@ -349,7 +370,10 @@ class RLRun:
                 f" (real steps spent in it: {spent})"
             )
         self.sheets.tasks |= {t.id: t for t in map(Task.model_validate, state.get("written", []))}
-        self.sampler.load_state_dict(state["sampler"])
+        try:
+            self.sampler.load_state_dict(state["sampler"])
+        except ValueError as e:
+            raise DataError(f"{self.folder}: {e}; its logs are not those that it began with: restore them, or move it away") from e
         self.probe = state["probe"]
         self.counter.counts.update(state["counts"])
         self.counter.recall()

@@ -88,12 +88,13 @@ BEGUN = {"s2r": "s2r_run", "baselines": "baselines"}
 
 
 def decisive(config: RunConfig, begun: Collection[str] = tuple(BEGUN)) -> dict[str, Any]:
-    """What may not change in a run. The rest is how a stopped one goes on: a raised budget, a lowered floor, another server, threads, the
-    sections ``BEGUN`` but those of ``begun``."""
+    """What may not change in a run. The rest is how a stopped one goes on: a raised budget, a lowered floor, longer rows for what did not
+    fit, another server, threads, the sections ``BEGUN`` but those of ``begun``."""
     data = config.model_dump(mode="json")
     data["rl"]["audit_floor"] = None
     for phase in ("rl", "s2r"):
-        data[phase]["real_budget"] = data[phase]["watch"] = data[phase]["patience"] = None
+        for key in ("real_budget", "watch", "patience", "row_length", "rows"):
+            data[phase][key] = None
     for section in BEGUN.keys() - set(begun):
         data[section] = None
     data["evaluation"]["judge"] = data["trackers"] = data["threads"] = None

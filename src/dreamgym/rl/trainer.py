@@ -22,7 +22,7 @@ from dreamgym.core.types import Task, Transition
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack
 from dreamgym.lm.precision import short
-from dreamgym.rl.advantages import divisor
+from dreamgym.rl.advantages import ZERO_VARIANCE, divisor
 from dreamgym.rl.config import RLConfig
 from dreamgym.rl.credit import critic_credit, episode_return, has_effect, step_credit
 from dreamgym.rl.critic import START_ANEW, Critic, recompute
@@ -280,13 +280,18 @@ def policy_trees(rollouts: Sequence[tuple[Rollout, Sequence[float]]], informativ
     by_prompt: dict[tuple[int, ...], list[Segment]] = {}
     for rollout, advantages in rollouts:
         if _appended(rollout.samples):
-            if advantages and (any(advantages) or not informative):
+            if advantages and (any(map(_teaches, advantages)) or not informative):
                 chains.append(_chain(rollout.samples, advantages, informative))
             continue
         for s, a in zip(rollout.samples if advantages else (), advantages, strict=True):
-            if a or not informative:
+            if _teaches(a) or not informative:
                 by_prompt.setdefault(s.prompt[:-1], []).append(Segment((s.prompt[-1], *s.ids), len(s.ids), a, s.logprobs))
     return [*chains, *(Tree(prefix, tuple(segments)) for prefix, segments in by_prompt.items())]
+
+
+def _teaches(advantage: float) -> bool:
+    """A mean of advantages that cancel is a rounding error and not 0."""
+    return abs(advantage) > ZERO_VARIANCE
 
 
 def _appended(samples: Sequence[Sample]) -> bool:
@@ -299,7 +304,7 @@ def _chain(samples: Sequence[Sample], advantages: Sequence[float], informative: 
     """An episode as one sequence; of its steps only ``informative`` ones are trained, the others are what came before."""
     done, segments = len(samples[0].prompt) - 1, list[Segment]()
     for s, a in zip(samples, advantages, strict=True):
-        learned = bool(a) or not informative
+        learned = _teaches(a) or not informative
         segments.append(Segment((*s.prompt[done:], *s.ids), len(s.ids) if learned else 0, a, s.logprobs if learned else ()))
         done = len(s.prompt) + len(s.ids)
     return Tree(samples[0].prompt[:-1], tuple(segments), chain=True)
