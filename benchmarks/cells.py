@@ -114,7 +114,7 @@ SEVERAL_ROOMS = (
 MEASURES = {
     "fidelity": ("experience/fidelity.py", "pipeline/fidelity.py"),
     "adversarial": ("experience/attacks.py", "pipeline/attack.py"),
-    "generator": ("envs/textworld/realise.py", "pipeline/fidelity.py"),
+    "generator": ("envs/textworld/realise.py", "pipeline/fidelity.py", "pipeline/noise.py"),
     "faults": ("endpoint/*.py", "experience/chat.py", "experience/endpoint.py", "core/lockstep.py", "rl/rollout.py"),
 }
 """Code of the result files beside the grid: what measures an experience model of it, and the client that meets faults."""

@@ -6,15 +6,13 @@ The experience model of the mixed pool writes; the policy is the warm start of s
 groups of four, which gives the values by which the generator picks what to vary, and once more, which gives the mean value that written
 tasks are held against. What is written in a round is played in groups of four too before the next, as in a run, so that it has a value and
 may be varied. Each written task is built as a real game that a scripted cook tries to win (its real steps are counted). What the
-simulator's own dice add to a group's variance is measured by playing the same actions again under other keys.
+simulator's own dice add to a group's variance is measured by playing the same actions again under other keys (``pipeline/noise.py``).
 """
 
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from statistics import fmean
-from statistics import variance as sample_variance
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -25,62 +23,32 @@ from benchmarks.grid import Cell, console
 from dreamgym.core.env import RealSteps
 from dreamgym.core.files import write_json
 from dreamgym.core.seeding import keyed_rng
-from dreamgym.core.types import Task
 from dreamgym.curriculum.config import GeneratorConfig
 from dreamgym.curriculum.generator import LACKING
 from dreamgym.curriculum.sampler import ValueSampler
 from dreamgym.curriculum.values import variance
 from dreamgym.envs.textworld.realise import solved
-from dreamgym.experience.model import ExperienceModel, LocalExperienceModel
+from dreamgym.experience.model import LocalExperienceModel
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.config import Curriculum
-from dreamgym.pipeline.fidelity import Replayed
+from dreamgym.pipeline.noise import Groups, groups, simulators_share
 from dreamgym.pipeline.play import play_dream, seats_for
 from dreamgym.pipeline.player import task_generator
 from dreamgym.pipeline.results import versions
 from dreamgym.replay.buffer import ReplayBuffer
-from dreamgym.replay.contract import Retrieval
 from dreamgym.rl.credit import episode_return
 from dreamgym.rl.policy import Policy
-from dreamgym.rl.rollout import Rollout, Seat
+from dreamgym.rl.rollout import Rollout
 
 TASKS, GROUP, WANTED, ROUNDS = 200, 4, 200, 20
 PARENTS = 24
 """Tasks varied in a round."""
-Groups = dict[str, list[Rollout]]
-
-
-def groups(played: Sequence[Rollout]) -> Groups:
-    found: Groups = {}
-    for r in played:
-        found.setdefault(r.episode.task.id, []).append(r)
-    return found
 
 
 def mean_value(found: Groups) -> float:
     """Mean V (Eq. 7) of the groups that have two valid members."""
     values = [variance([episode_return(r) for r in rs]) for rs in found.values()]
     return fmean(v for v in values if v is not None)
-
-
-def simulators_share(model: ExperienceModel, retrieval: Retrieval, cap: int, played: Sequence[Rollout], tasks: dict[str, Task]) -> float:
-    """Variance of an episode's reward when its actions are taken again under other keys, over the variance inside groups; unbiased both,
-    means over all episodes and groups. A greedy experience model answers a question as before: then it is 0, and that is the point."""
-    seated = {(r.episode.task.id, r.episode.member + GROUP * n): r.episode for r in played for n in (1, 2)}
-    seats = [Seat(tasks[task], member, 1 + member // GROUP, 1 + member // GROUP) for task, member in seated]
-    model.use(retrieval)  # what it answered is forgotten
-    again = groups(play_dream(Replayed(seated), model, cap, seats))
-    noise, whole = [], []
-    for name, first in groups(played).items():
-        own = [v for v in map(episode_return, first) if v is not None]
-        if len(own) > 1:
-            whole.append(sample_variance(own))
-        for r in first:
-            same = [x for x in again[name] if x.episode.member % GROUP == r.episode.member]
-            rewards = [v for v in map(episode_return, [r, *same]) if v is not None]
-            if len(rewards) > 1:
-                noise.append(sample_variance(rewards))
-    return fmean(noise) / fmean(whole) if noise and any(whole) else 0.0
 
 
 def main() -> None:

@@ -12,8 +12,9 @@ pytest.importorskip("torch")
 pytest.importorskip("gymnasium", reason="needs the extra [gym]")
 
 from dreamgym.core.grammar import Reply
+from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.state import Change, entity
-from dreamgym.core.types import StopReason, Transition
+from dreamgym.core.types import StopReason, Task, Transition
 from dreamgym.envs.gym import GymAdapter
 from dreamgym.experience.fidelity import (
     Row,
@@ -35,6 +36,9 @@ from dreamgym.experience.model import Prediction
 from dreamgym.experience.prompt import Request
 from dreamgym.pipeline.config import Evaluation, RunConfig
 from dreamgym.pipeline.fidelity import fidelity_run
+from dreamgym.pipeline.noise import share_on_logged_tasks
+from dreamgym.replay.buffer import ReplayBuffer
+from dreamgym.rl.policy import Scripted
 from examples.own_environment import Vault, expert, panels
 
 LIME, EGG = "[held] lime: fresh", "[held] egg: raw"
@@ -199,6 +203,22 @@ def test_the_long_audit_of_a_model_that_knows_the_rules_finds_nothing():
     assert all(row["agree"] == 1.0 for row in found["by_depth"])
     assert found["facts_over_episodes"] == {"episodes": 48, "without_any": 1.0, "changed_without_cause": 0.0}
     assert found["real_steps_audit"] > sum(row["n"] for row in found["by_depth"])
+
+
+@pytest.mark.parametrize(("noisy", "low", "high"), [(False, 0.0, 0.0), (True, 0.6, 1.4)])
+def test_the_simulators_own_dice_are_told_from_the_policys(noisy, low, high):
+    class Dice(VaultModel):
+        """Grants success by a throw of its own, whatever is done."""
+
+        def _one(self, r):
+            won = keyed_rng("dice", *r.key).random() < 0.5
+            return Prediction(Reply("", Change((), ()), "won" if won else "lost"), None, "") if noisy else super()._one(r)
+
+    here = ("[hand] red_key: metal", "[room] door: red locked")
+    tasks = {name: Task(id=name, instruction="unlock the red door", first_state=here) for name in (f"vault/{n}" for n in range(20))}
+    policy = Scripted(lambda instruction, state, rng: ("unlock door with red_key", "look")[int(rng.integers(2))])
+    share = share_on_logged_tasks(Dice(), ReplayBuffer().snapshot(), 3, policy, tasks, 0)
+    assert low <= share <= high
 
 
 def test_a_judge_scores_the_dreamed_steps_where_there_is_one():

@@ -27,6 +27,7 @@ from dreamgym.pipeline.fidelity import fidelity_run
 from dreamgym.pipeline.grounding import logged
 from dreamgym.pipeline.learn import train_base, train_experience, warm_start
 from dreamgym.pipeline.logs import counts, load_logs, successes, tasks_of
+from dreamgym.pipeline.noise import share_on_logged_tasks
 from dreamgym.pipeline.play import panel_tasks, play_real, seats_for, success_rate
 from dreamgym.pipeline.player import draws, experience_model, prompt_config, server
 from dreamgym.pipeline.reinforce import sim_to_real, train_policy
@@ -336,6 +337,10 @@ def long_audit(run: Run) -> Summary:
     panel, judge = run.config.evaluation.panel, run.config.evaluation.judge
     chat = server(judge) if judge else None
     found = fidelity_run(run.config, adapter, model, draws(model, retrieval), logs, policies, trained, panel, judge=chat)
+    plays = policies.get("policy") or policies.get("sft")
+    if plays is not None:
+        acting = Policy(plays, run.config.rl.temperature, run.config.policy.tokens, context_of(run.config))
+        found["simulator_variance_share"] = share_on_logged_tasks(model, retrieval, adapter.cap, acting, tasks_of(logs), run.config.seed)
     if judge and chat:
         found["judge_usd"] = judge.usd(chat.counts["tokens_in"], chat.counts["tokens_out"])
     write_json(run.path("fidelity.json"), found)

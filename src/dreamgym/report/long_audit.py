@@ -38,6 +38,9 @@ def long_audit_view(found: Json | None) -> Json | None:
             "leaves it alone",
         ),
     ]
+    if (noise := found.get("simulator_variance_share")) is not None:
+        why = "of the variance of a group's rewards, the part that stays when the same actions are dreamed again: the simulator's own dice"
+        rows.append(("Simulator's share of variance", noise, why))
     return {"found": found, "rows": rows, "charts": [depth_chart(found), calibration_chart(found), policy_chart(found)]}
 
 
