@@ -1,15 +1,19 @@
 """Baselines without rewards: what they learn from is what really happened, and it is counted."""
 
+import json
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
 
+from command import dreamgym  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from test_rl_run import logged  # noqa: E402, F401
 
 from dreamgym.core.env import RealSteps  # noqa: E402
 from dreamgym.core.errors import DataError  # noqa: E402
+from dreamgym.core.files import read_episodes  # noqa: E402
 from dreamgym.core.grammar import parse_reply  # noqa: E402
 from dreamgym.core.types import StopReason, Transition  # noqa: E402
 from dreamgym.lm.fit import FitConfig  # noqa: E402
@@ -174,3 +178,19 @@ def test_dpo_prefers_what_was_demonstrated(logged, tmp_path):  # noqa: F811
     assert margin(after) > margin(before) + 1
     with pytest.raises(DataError, match="nothing to prefer"):
         preferences(demos, demos[:1])
+
+
+def test_policy_learning_begins_from_a_policy_that_says_why(tmp_path, small_start):
+    words = ["--run", str(tmp_path / "run"), "--from", str(small_start), "sft.method=self_reflection", "sft.fit.epochs=10"]
+    done = dreamgym("train", *words, "rl.iterations=1", "rl.probe_every=0", "rl.audit_floor=0")
+    assert done.returncode == 0, done.stdout
+    run = tmp_path / "run"
+    warm, trained = (json.loads((run / "stages" / f"{name}.json").read_text()) for name in ("warm-start", "train"))
+    assert warm["alternatives"] > 0
+    assert warm["learning_real_steps"] == sum(map(int, (run / "sft" / "real_steps.txt").read_text().split()[1::2] or [0]))
+    assert trained["rl_real_steps"] == 0
+    assert not (run / "imitation").exists()
+    played = list(read_episodes(run / "policy_run" / "episodes.jsonl"))
+    commands = {t.action.partition(" ")[0] for e in played for t in e.transitions}
+    assert commands & {"open", "take", "unlock", "look"}, "what stands behind @do is what it does"
+    assert "error: baseline iwm: begins from imitation" in dreamgym("baseline", "iwm", "--run", str(run)).stdout

@@ -215,9 +215,20 @@ class Acting(Section):
 class WarmStart(Section):
     """The policy's supervised start on logged successes."""
 
+    method: Literal["imitation", "iwm", "self_reflection"] = "imitation"
+    """What was demonstrated is imitated; or Early Experience (``dreamgym.pipeline.early_experience``): other actions are executed for real
+    in demonstrated states, and what they do is predicted first (implicit world modelling), or said against them (self-reflection)."""
+    alternatives: int = Field(3, ge=1)
+    """Other actions per demonstrated state (Early Experience)."""
     demonstrations: int | None = None
     """How many successful logged episodes; None = the expert's only, as recorded. 0 = all successes (``sft_all``)."""
     fit: Optimisation = Optimisation(learning_rate=1e-3, epochs=20, rows=4)
+
+    @model_validator(mode="after")
+    def _no_idle_key(self) -> "WarmStart":
+        if self.method == "imitation" and self.alternatives != type(self).model_fields["alternatives"].default:
+            raise ValueError("alternatives has no effect with method: imitation; leave it out")
+        return self
 
 
 class Reinforcement(RLConfig):
@@ -408,6 +419,9 @@ class RunConfig(Section):
     def _no_idle_key(self) -> "RunConfig":
         if self.policy.context == "transcript" and self.policy.history != Acting().history:
             raise ValueError("policy.history has no effect with policy.context: transcript, which has all steps; leave it out")
+        plain = (self.policy.preset, self.policy.context, self.policy.lora) == ("tiny", "steps", None) and not self.continued
+        if self.sft.method != "imitation" and not plain:
+            raise ValueError("sft.method: Early Experience needs policy.preset: tiny, context: steps, no policy.lora and no continued")
         if self.policy.preset == "tiny" and (self.rl.invalid_action_penalty or self.s2r.invalid_action_penalty):
             raise ValueError("invalid_action_penalty (rl, s2r) needs policy.preset: paper; a reply of the preset tiny cannot be malformed")
         if (c := self.continued) and (self.experience.endpoint or self.experience.pretrained) and (c.mistakes, c.rehearsal) != (4, 2.0):

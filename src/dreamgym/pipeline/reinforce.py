@@ -10,7 +10,7 @@ from dreamgym.core.files import read_json
 from dreamgym.curriculum.clusters import clusters_of
 from dreamgym.envs.adapter import load_adapter
 from dreamgym.experience.model import ExperienceModel
-from dreamgym.pipeline.acting import context_of
+from dreamgym.pipeline.acting import context_of, tokens_of
 from dreamgym.pipeline.config import Reinforcement, RunConfig
 from dreamgym.pipeline.grounding import Followed, encoder_of, following, growing, logged, run_buffer
 from dreamgym.pipeline.logs import load_logs, tasks_of
@@ -96,7 +96,7 @@ def _reinforce(
     if model is not None and choose.synthetic:
         generator, achieved = task_generator(model, adapter, list(tasks.values()), wanted, seed, pooled)
     probe = panel_tasks(adapter, "probe", config.evaluation.probe_games) if how.probe_every else []
-    acts = (context_of(config), config.policy.tokens)
+    acts = (context_of(config), tokens_of(config))
     rl = RLRun(start, how, tasks, adapter, work, model, replay, counter, seed, *acts, ranks, choose, generator, achieved, clusters)
     name = ALGORITHMS[how.advantage]
     trackers = config.trackers if ranks.first else []

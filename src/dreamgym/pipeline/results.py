@@ -129,6 +129,7 @@ def write_results(run: Run) -> dict[str, object]:
         "real_steps": {
             "logs": run.summary("collect")["real_steps"],
             "earlier": run.summary("collect").get("earlier_real_steps", 0),
+            "start": run.summary("warm-start").get("learning_real_steps", 0),
             "rl": rl["rl_real_steps"],
             "probe": rl["probe_real_steps"],
             "rl_control": None,

@@ -3,6 +3,7 @@
 collect -> annotate -> base -> train_experience -> warm_start -> train (-> sim_to_real) -> evaluate -> audit -> (report)
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,11 +19,12 @@ from dreamgym.experience.annotate import GenericTeacher, annotate
 from dreamgym.experience.teach import ANNOTATIONS, estimate, summary, teach, unexplained
 from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
-from dreamgym.pipeline.acting import actor, context_of
+from dreamgym.pipeline.acting import actor, context_of, tokens_of
 from dreamgym.pipeline.attack import attack_run
 from dreamgym.pipeline.audit import audit_run
 from dreamgym.pipeline.config import Optimisation, RunConfig
 from dreamgym.pipeline.continued import Earlier, lesson, met_before, take_annotations, take_policy, train_further
+from dreamgym.pipeline.early_start import early_start
 from dreamgym.pipeline.fidelity import fidelity_run
 from dreamgym.pipeline.grounding import logged
 from dreamgym.pipeline.learn import train_base, train_experience, warm_start
@@ -34,7 +36,7 @@ from dreamgym.pipeline.reinforce import sim_to_real, train_policy
 from dreamgym.pipeline.results import evaluation_figures
 from dreamgym.pipeline.run import LOGS, Run, bar, console, drop_torn_checkpoints, fit_report
 from dreamgym.pipeline.user_logs import read_user_logs
-from dreamgym.rl.policy import Policy, Scripted
+from dreamgym.rl.policy import STATE_CONTEXT, Policy, Scripted
 
 ANNOTATED = "annotated.jsonl.xz"
 Summary = dict[str, object]
@@ -243,24 +245,30 @@ def _asked(progress: Progress) -> Callable[[int, int, float], None]:
 
 
 def warm_start_policy(run: Run) -> Summary:
-    """Behaviour cloning of the limited demonstrations: the policy before any reinforcement learning; or where an earlier run's ended."""
+    """The policy before any reinforcement learning: the limited demonstrations imitated, or Early Experience beside them (``sft.method``),
+    or where an earlier run's ended."""
     config = run.config
     if config.continued:
         return {"from": str(take_policy(run, run.path("sft")))}
     demos = demonstrations(load_logs([run.path(LOGS)]), config.sft.demonstrations)
     _check_actions(base_path(run), demos, config)
-    drop_torn_checkpoints(run.path("sft/checkpoints"))
+    how, found, early = config.sft, Summary(), config.sft.method != "imitation"
+    imitation, context = (run.path("imitation"), STATE_CONTEXT) if early else (run.path("sft"), context_of(config))
+    drop_torn_checkpoints(imitation / "checkpoints")
     with bar() as progress:
-        fit, report = fit_config(config.sft.fit, config.seed), fit_report(progress, "warm start")
-        warm_start(base_path(run), demos, fit, run.path("sft"), report, context_of(config), config.policy.lora)
-    return {"demonstrations": len(demos), "steps": sum(len(e.transitions) for e in demos)}
+        fit, report = fit_config(how.fit, config.seed), fit_report(progress, "warm start")
+        lm = warm_start(base_path(run), demos, fit, imitation, report, context, config.policy.lora)
+    if early:
+        _, found = early_start(run, how.method, base_path(run), lm, demos, fit, run.path("sft"), how.alternatives)
+        shutil.rmtree(imitation)
+    return {"demonstrations": len(demos), "steps": sum(len(e.transitions) for e in demos), **found}
 
 
 def _check_actions(base: str, demos: Sequence[Episode], config: RunConfig) -> None:
     """A demonstrated action that the policy has not the tokens for would be taught and never said."""
     from transformers import AutoTokenizer
 
-    limit, context, tokenizer = config.policy.tokens, context_of(config), AutoTokenizer.from_pretrained(base)
+    limit, context, tokenizer = tokens_of(config), context_of(config), AutoTokenizer.from_pretrained(base)
     for action in sorted({t.action for e in demos for t in e.transitions}):
         tokens = len(tokenizer.encode(context.reply(action), add_special_tokens=False, split_special_tokens=True)) + 1
         if tokens > limit:
@@ -339,7 +347,7 @@ def long_audit(run: Run) -> Summary:
     found = fidelity_run(run.config, adapter, model, draws(model, retrieval), logs, policies, trained, panel, judge=chat)
     plays = policies.get("policy") or policies.get("sft")
     if plays is not None:
-        acting = Policy(plays, run.config.rl.temperature, run.config.policy.tokens, context_of(run.config))
+        acting = Policy(plays, run.config.rl.temperature, tokens_of(run.config), context_of(run.config))
         found["simulator_variance_share"] = share_on_logged_tasks(model, retrieval, adapter.cap, acting, tasks_of(logs), run.config.seed)
     if judge and chat:
         found["judge_usd"] = judge.usd(chat.counts["tokens_in"], chat.counts["tokens_out"])

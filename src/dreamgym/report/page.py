@@ -207,6 +207,8 @@ def budget(run: RunFiles, dreaming: bool) -> list[tuple[str, int | None, str]]:
     earlier = of("collect", "earlier_real_steps") if run.config.continued else None
     return [("logs", of("collect", "real_steps"), "what both models learn from"),
             *([("earlier runs", earlier, "trained and chose the policy that this run began with")] if run.config.continued else []),
+            *([("warm start", of("warm-start", "learning_real_steps"), "tries other actions in demonstrated states (Early Experience)")]
+              if run.config.sft.method != "imitation" else []),
             ("RL", of("train", "rl_real_steps"), "trains the policy" + (": in the dream only, no real step" if dreaming else "")),
             *([("S2R", of("sim-to-real", "rl_real_steps"), "trains the policy after the dream"),
                ("S2R probe", of("sim-to-real", "probe_real_steps"), "chooses its checkpoint")] if "sim-to-real" in run.stages else []),
