@@ -82,10 +82,12 @@ DREAMED = (
     "experience/model.py",
     "experience/precedent.py",
     "experience/cautious.py",
+    "experience/fidelity.py",
     "experience/audit.py",
     "replay/enrichment.py",
     "envs/textworld/adapter.py",
     "envs/textworld/behaviours.py",
+    "pipeline/acting.py",
     "pipeline/audit.py",
 )
 DECIDES = {
@@ -113,7 +115,7 @@ SEVERAL_ROOMS = (
 
 MEASURES = {
     "fidelity": ("experience/fidelity.py", "pipeline/fidelity.py"),
-    "adversarial": ("experience/attacks.py", "pipeline/attack.py"),
+    "adversarial": ("experience/attacks.py", "experience/chat.py", "pipeline/attack.py"),
     "generator": ("envs/textworld/realise.py", "pipeline/fidelity.py", "pipeline/noise.py"),
     "faults": ("endpoint/*.py", "experience/chat.py", "experience/endpoint.py", "core/lockstep.py", "rl/rollout.py"),
 }

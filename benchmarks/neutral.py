@@ -45,11 +45,11 @@ METHODS = ("sft", "grpo_real", "grpo_dream", "grpo_dream+no_reasoning", "grpo_dr
 PLAYED = {
     "easy": METHODS,
     "standard": METHODS,
-    "hard": ("sft", "grpo_real", "grpo_dream"),
-    "mixed": ("sft", "grpo_dream+uniform"),
+    "hard": ("sft", "grpo_real", "grpo_dream", "ppo_dream"),
+    "mixed": ("sft", "grpo_dream+uniform", "grpo_dream+lambda_25"),
 }
 """The arms of the small form: of those that have cells or a kept model. Cells of a kind that is not among them start anew where a module
-was edited that none of these has; what these do not play (a critic, written tasks) they do not compare."""
+was edited that none of these has; what these do not play (filtered enrichment, caution, hindsight) they do not compare."""
 
 
 def small_form(level: str, out: Path, edited: Sequence[str]) -> None:
@@ -68,7 +68,9 @@ def small_form(level: str, out: Path, edited: Sequence[str]) -> None:
     torch.set_num_threads(1)
     models = {f"{kind}-{name}": newest(f"{level}-{kind}-{name}*", f"{level}-{kind}-*", f"*-{kind}-*") for kind, name in MODELS.items()}
     put(WORK=out / "trained", CELLS=out / "cells", TEST_GAMES=6, PROBE={"every": 2, "games": 4})
-    put(GRPO={level: {"iterations": 2, "tasks": 12, "group": 3}}, SFT={level: {**grid.SFT[level], "epochs": 0.5}})
+    few = {"iterations": 2, "tasks": 12, "group": 3}
+    put(ALGORITHMS={name: how | (few if how else {}) for name, how in named.ALGORITHMS.items()})
+    put(GRPO={level: few}, SFT={level: {**grid.SFT[level], "epochs": 0.5}})
     put(EXPERIENCE={level: {**grid.EXPERIENCE[level], "epochs": 0.1}}, GOES_ON_FROM={})
 
     def small_cell(method: str) -> grid.Cell:

@@ -12,10 +12,11 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamgym.core.env import RealSteps
+from dreamgym.core.env import Env, RealSteps
 from dreamgym.core.errors import DreamgymError
 from dreamgym.core.grammar import render_outcome, render_state
 from dreamgym.core.record import transition_of
@@ -114,8 +115,9 @@ def try_alternatives(
 
 async def _execute(adapter: Adapter, counter: RealSteps, episode: Episode, at: int, action: str) -> Transition | None:
     """``action`` in the state before step ``at``; None where the environment fails or does not come back to that state."""
-    env = adapter.env(counter)
+    env: Env | None = None
     try:
+        env = adapter.env(counter)
         observation, _ = await env.reset(episode.task, episode.seed)
         state = state_of_text(observation)
         for t in episode.transitions[:at]:
@@ -130,7 +132,9 @@ async def _execute(adapter: Adapter, counter: RealSteps, episode: Episode, at: i
         log.warning("%s failed where %r was to be tried, which is left out: %s: %s", adapter.name, action, type(e).__name__, e)
         return None
     finally:
-        await env.close()
+        with suppress(Exception):  # what was tried is known by now
+            if env is not None:
+                await env.close()
 
 
 def world_trees(lm: LocalLM, tried: Sequence[Tried]) -> list[Tree]:

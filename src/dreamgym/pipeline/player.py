@@ -78,11 +78,12 @@ def server(config: EndpointConfig) -> Chat:
 def experience_model(run: Run, retrieval: Retrieval, tasks_seen: bool = False) -> ExperienceModel:
     """The experience model that reads ``retrieval``, its successes verified where the run wants that."""
     config = prompt_config(run.config).model_copy(update={"same_task": tasks_seen})
-    wins = precedents(load_logs([run.path(LOGS)])) if run.config.experience.precedent else None
+    opinion, unsure = run.config.experience.second_opinion, run.config.experience.uncertainty
+    decided = opinion is not None and opinion.decides
+    wins = precedents(load_logs([run.path(LOGS)])) if run.config.experience.precedent and not decided else None
     if wins:
         console.print(f"  a success needs a precedent ({wins.successes} logged, {wins.covered:.0%} of a form that won in another task)")
     model = _player(run, config, retrieval, wins)
-    opinion, unsure = run.config.experience.second_opinion, run.config.experience.uncertainty
     if unsure:
         model = Cautious(model, partial(_draws_under, model), retrieval, unsure.samples, unsure.above)
     return SecondOpinion(model, _verifier(opinion), opinion.decides) if opinion else model

@@ -188,9 +188,6 @@ class RLRun:
             self.sampler.observe(name, rewards, [progress_of(e) for e in episodes if e.task.id == name])
         if self.model is not None:
             self.sheets.learn(episodes)
-            if self.replay is not None:
-                self.replay.add(episodes, self.iteration)
-                self.ranks.wait()
         if self.new_tasks is not None:
             metrics |= self.new_tasks.population(groups, self.iteration - 1)
             if self.iteration % self.new_tasks.generator.config.every == 0 and self.iteration < self.config.iterations:
@@ -199,6 +196,9 @@ class RLRun:
                 self.sheets.learn(checking)
                 metrics |= told
                 metrics["write_s"] = time.perf_counter() - began
+        if self.model is not None and self.replay is not None:  # at the end: making room ends the snapshot that tasks are checked with
+            self.replay.add(episodes, self.iteration)
+            self.ranks.wait()
         spent = {name: float(n - before[name]) for name, n in self._spent().items()}
         metrics |= dict(zip(spent, self.ranks.total(list(spent.values())), strict=True))
         metrics |= (

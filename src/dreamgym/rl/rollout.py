@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from traceback import extract_tb
 from typing import TypeVar
@@ -24,7 +25,7 @@ from dreamgym.rl.policy import Actor, Sample
 
 log = logging.getLogger(__name__)
 PATIENCE_S = 600.0
-"""How long a real environment may take over one answer; then its episode is invalid."""
+"""How long a real environment that sets no limit itself (``patience``) may take over one answer; then its episode is invalid."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def rollouts(
             try:
                 await _episode(seat, env if source == "dream" else _Patient(env, lockstep), lockstep, longest, told)
             finally:
-                await env.close()
+                with nullcontext() if source == "dream" else lockstep.away():
+                    await env.close()
         except DreamgymError:
             raise
         except Exception as e:  # the user's code, or a server's: one broken world is not the end of the others
@@ -93,6 +95,7 @@ class _Patient:
 
     def __init__(self, env: Env, lockstep: Lockstep) -> None:
         self._env, self._lockstep = env, lockstep
+        self._limit = None if hasattr(env, "patience") else PATIENCE_S
 
     async def reset(self, task: Task, seed: int) -> tuple[str, Info]:
         return await self._soon(self._env.reset(task, seed))
@@ -106,7 +109,7 @@ class _Patient:
     async def _soon(self, answer: Awaitable[T]) -> T:
         try:
             with self._lockstep.away():
-                async with asyncio.timeout(PATIENCE_S):
+                async with asyncio.timeout(self._limit):
                     return await answer
         except TimeoutError as e:
             raise TimeoutError(f"no answer for {PATIENCE_S:g} s") from e
