@@ -126,9 +126,13 @@ def a_log(**changes) -> str:
         {"state": [there], "action": "open door", "removed": [there], "added": [here], "reward": 0.0, "outcome": "go"},
         {"state": [here], "action": "leave", "removed": [], "added": [], "reward": 1.0, "outcome": "won"},
     ]
-    task = {"id": "vault/3", "instruction": "leave", "first_state": [there]}
+    task = TASK
     return json.dumps({"id": "e", "env": "vault", "source": "real", "behaviour": "human", "stop": "won", "task": task,
                        "transitions": steps, **changes})  # fmt: skip
+
+
+TASK = {"id": "vault/3", "instruction": "leave", "first_state": ["[room] door: closed"]}
+BRANCH = {"state": ["[room] door: closed"], "action": "wait", "removed": [], "added": [], "reward": 0.0, "outcome": "go"}
 
 
 def steps_of(log: str, number: int, **changes) -> list[dict[str, object]]:
@@ -153,15 +157,22 @@ def test_a_file_that_is_not_sound_is_told_before_games_are_built(tmp_path):
     [
         ({"stop": "lost"}, "field stop: lost, but the last step's outcome is won"),
         ({"transitions": steps_of(a_log(), 1, outcome="go")}, "field stop: won, but the last step's outcome is go"),
-        ({"transitions": steps_of(a_log(), 0, removed=["[room] gate: closed"])}, "episode e: transitions.0: "),
+        ({"transitions": steps_of(a_log(), 0, removed=["[room] gate: closed"])}, "episode f: transitions.0: "),
         ({"transitions": steps_of(a_log(), 1, state=["[room] door: ajar"])}, "field state: it is not what transitions.0 leads to"),
-        ({"task": {"id": "vault/530", "instruction": "leave", "first_state": []}}, "its task vault/530 is of the panel test"),
+        ({"task": TASK | {"id": "vault/530"}}, "its task vault/530 is of the panel test"),
+        ({"task": TASK | {"id": "vault/0530"}}, "field task.id: 'vault/0530' is not of the form vault/<seed>"),
+        ({"task": TASK | {"instruction": "stay"}}, "'stay', but"),
+        ({"task": TASK | {"first_state": []}}, "field task.first_state: the first step begins in another state"),
+        ({"id": "e"}, "field id: "),
+        ({"transitions": steps_of(a_log(), 1, reward=0.0)}, "step 1: field reward: 0 for a step whose outcome is won"),
+        ({"branches": [{"at": 7, "transition": BRANCH}]}, "branches.0: field at: 7, but the episode has the steps 0 to 1"),
+        ({"branches": [{"at": 1, "transition": BRANCH}]}, "branches.0: field state: it is not that before step 1"),
         ({"task": {"id": "vault/3", "instruction": "leave", "first_state": [], "panel": "test"}}, "belongs to the panel test"),
     ],
 )
 def test_a_log_that_contradicts_itself_or_the_evaluation_is_named_with_its_line(tmp_path, changes, message):
     path = tmp_path / "mine.jsonl"
-    path.write_text(f"{a_log()}\n\n{a_log(**changes)}\n")
+    path.write_text(f"{a_log()}\n\n{a_log(**{'id': 'f'} | changes)}\n")
     done = dreamgym("collect", "--run", str(tmp_path / "run"), "env=examples.own_environment:adapter", "base=tiny", f"logs={path}")
     assert done.returncode == 1, done.stderr
     assert message in done.stdout.replace("\n", "")

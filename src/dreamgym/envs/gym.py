@@ -9,17 +9,19 @@ Observations become states by a text-only mapper: by default one line of text is
 """
 
 import asyncio
+import logging
 import string
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 from dreamgym.core.env import Env, Info, RealSteps, Step
-from dreamgym.core.errors import MissingExtraError
+from dreamgym.core.errors import DataError, DreamgymError, MissingExtraError
 from dreamgym.core.record import stop_of, transition_of
 from dreamgym.core.seeding import keyed_rng
-from dreamgym.core.state import State, make_state, text_of_state
+from dreamgym.core.state import LINE, State, entity, make_state, text_of_state
 from dreamgym.core.types import Episode, Panel, StopReason, Task, Transition
 from dreamgym.envs.adapter import Explorer
 from dreamgym.experience.annotate import GenericTeacher, Teacher
@@ -30,6 +32,7 @@ try:
 except ImportError as e:
     raise MissingExtraError("gymnasium", "gym") from e
 
+log = logging.getLogger(__name__)
 Mapper = Callable[[str], State]
 T = TypeVar("T")
 PATIENCE = 600.0
@@ -42,6 +45,22 @@ CHARSET = frozenset(string.printable)
 def text_lines(observation: str) -> State:
     """The text-only mapper: each line of the observation is a line of the state."""
     return make_state(observation.splitlines())
+
+
+def sound(state: State) -> State:
+    """``state``, which has one line per thing at most. Raises ``DataError`` naming two lines about one."""
+    about: dict[str, str] = {}
+    for text in state:
+        if not LINE.fullmatch(text):
+            continue
+        thing = entity(text)
+        if thing in about:
+            raise DataError(
+                f"an observation has two lines about {thing!r}: {about[thing]!r} and {text!r}; give each thing a name of its own"
+                " (red_shirt, door_2), or write lines that are not of the form [place] thing: description"
+            )
+        about[thing] = text
+    return state
 
 
 class OwnThread:
@@ -71,7 +90,7 @@ class GymEnv:
 
     It is made and lives in a thread of its own, so that a slow step holds up no other episode's. ``info["invalid"]`` of a step says
     that the environment itself failed: no reward, and the episode is invalid. So is one whose environment raises, or does not answer
-    within ``patience`` seconds (``TimeoutError``; its thread is left behind).
+    within ``patience`` seconds (``TimeoutError``; it is closed, and its thread ends, once it does).
     """
 
     def __init__(
@@ -83,7 +102,7 @@ class GymEnv:
         mapper: Mapper = text_lines,
         patience: float = PATIENCE,
     ) -> None:
-        self._make, self._patience = make, patience
+        self._make, self.patience = make, patience
         self._env: gymnasium.Env[str, str] | None = None
         self._thread: OwnThread | None = None
         self._counter = counter
@@ -103,19 +122,27 @@ class GymEnv:
 
         if self._thread is None:
             self._thread = OwnThread()
-        answer = self._thread.begin(there())
-        await asyncio.wait([asyncio.wrap_future(answer)], timeout=self._patience)
+        thread, answer = self._thread, asyncio.wrap_future(self._thread.begin(there()))
+        await asyncio.wait([answer], timeout=self.patience)
         if not answer.done():
-            self._thread, self._env, self._done = None, None, True
-            raise TimeoutError(f"no answer within {self._patience:g} s")
+            self._thread, self._done = None, True
+            thread.begin(self._left())  # once it has answered
+            thread.stop()
+            raise TimeoutError(f"no answer within {self.patience:g} s")
         return answer.result()
+
+    async def _left(self) -> None:
+        """Close an environment that nobody waits for any more."""
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
 
     async def reset(self, task: Task, seed: int) -> tuple[str, Info]:
         number = int(task.id.rpartition("/")[2])
         observation, info = await self._there(lambda env: env.reset(seed=number))
         self._steps = 0
         self._done = False
-        return text_of_state(self._mapper(observation)), {"instruction": str(info.get("instruction", self._instruction))}
+        return text_of_state(sound(self._mapper(observation))), {"instruction": str(info.get("instruction", self._instruction))}
 
     async def step(self, action: str) -> Step:
         if self._done:
@@ -123,14 +150,14 @@ class GymEnv:
         self._counter.add()
         observation, reward, terminated, truncated, info = await self._there(lambda env: env.step(action))
         self._steps += 1
-        if "invalid" in info:
+        if info.get("invalid"):
             self._done = True
             return Step(text_of_state(self._mapper(observation)), None, False, True, {"stop": _invalid(info["invalid"])})
         truncated = not terminated and (truncated or self._steps >= self._cap)
         won = bool(terminated and float(reward) > 0)
         stop = StopReason.WON if won else StopReason.LOST if terminated else StopReason.MAX_STEPS if truncated else None
         self._done = stop is not None
-        return Step(text_of_state(self._mapper(observation)), float(won), terminated, truncated, {"stop": stop} if stop else {})
+        return Step(text_of_state(sound(self._mapper(observation))), float(won), terminated, truncated, {"stop": stop} if stop else {})
 
     async def close(self) -> None:
         if self._thread is None:
@@ -178,6 +205,13 @@ class GymAdapter:
         self._explorers = dict(explorers or {})
         self._demonstrations, self._patience = demonstrations, patience
 
+    def wrong_name(self, task: str) -> str:
+        """Why a logged task's name is none of this environment's; nothing where it is. Names that lead to one seed would hide what is
+        evaluated on."""
+        name, _, seed = task.rpartition("/")
+        fine = name == self.name and seed.isdecimal() and str(int(seed)) == seed
+        return "" if fine else f"{task!r} is not of the form {self.name}/<seed>, a whole number"
+
     def env(self, counter: RealSteps) -> Env:
         return GymEnv(self._make, counter, self._instruction, self.cap, self._mapper, self._patience)
 
@@ -199,20 +233,28 @@ class GymAdapter:
 
 
 async def record(env: Env, task: Task, behaviour: str, explorer: Explorer, env_name: str, seed: int) -> Episode:
-    """One real episode of a scripted explorer."""
-    observation, info = await env.reset(task, seed)
-    state = text_lines(observation)
-    task = task.model_copy(update={"instruction": str(info.get("instruction", task.instruction)), "first_state": state})
+    """One real episode of a scripted explorer; invalid, and told, where environment or explorer fail."""
     steps: list[Transition] = []
     stop: StopReason | None = None
-    while stop is None:
-        action = explorer(task.instruction, state, keyed_rng(seed, task.id, behaviour, len(steps)))
-        answer = await env.step(action)
-        after = text_lines(answer.observation)
-        steps.append(transition_of(state, action, answer, after))
-        stop = stop_of(answer)
-        state = after
-    await env.close()
+    try:
+        observation, info = await env.reset(task, seed)
+        state = text_lines(observation)
+        task = task.model_copy(update={"instruction": str(info.get("instruction", task.instruction)), "first_state": state})
+        while stop is None:
+            action = explorer(task.instruction, state, keyed_rng(seed, task.id, behaviour, len(steps)))
+            answer = await env.step(action)
+            after = text_lines(answer.observation)
+            steps.append(transition_of(state, action, answer, after))
+            stop = stop_of(answer)
+            state = after
+    except DreamgymError:
+        raise
+    except Exception as e:  # the user's code: one broken world is not the end of the others
+        stop = StopReason.INVALID_ENV
+        log.warning("%s, %s: failed after %d steps, the episode is left out: %s: %s", task.id, behaviour, len(steps), type(e).__name__, e)
+    finally:
+        with suppress(Exception):  # what was played is known by now
+            await env.close()
     return Episode(
         id=f"{task.id}#{behaviour}{seed}",
         env=env_name,

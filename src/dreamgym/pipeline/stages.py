@@ -71,9 +71,17 @@ def collect(run: Run) -> Summary:
         path = shipped(f"logs-{_level(config)}.jsonl.xz") if config.logs == "shipped" else Path(config.logs)
         if config.logs == "shipped" and not path.exists():
             raise ConfigError(f"logs: none are shipped for {config.env}; set logs to 'collect' or to a file of episodes")
-        episodes = shipped_logs(path, adapter) if config.logs == "shipped" else read_user_logs(path, lambda: _evaluated(config, adapter))
+        wrong = getattr(adapter, "wrong_name", None)
+        mine = config.logs != "shipped"
+        episodes = read_user_logs(path, lambda: _evaluated(config, adapter), wrong) if mine else shipped_logs(path, adapter)
     if not episodes:
         raise DataError(f"logs: {config.env} recorded no episode; its adapter has no explorers or no training tasks")
+    failed = [e.id for e in episodes if not e.valid]
+    if failed:  # what a failing environment shows is not what it does
+        console.print(f"  [yellow]{len(failed)} of {len(episodes)} episodes are invalid and left out[/yellow] (the first: {failed[0]})")
+        episodes = [e for e in episodes if e.valid]
+    if not episodes:
+        raise DataError(f"logs: none of {len(failed)} episodes of {config.env} is valid: its environment failed in each")
     write_episodes(run.path(LOGS), episodes)
     steps = counter.total or sum(len(e.steps) for e in episodes)
     if met:
@@ -87,6 +95,7 @@ def collect(run: Run) -> Summary:
         "successes": len(successes(episodes)),
         "real_steps": steps,
         "counts": counts(episodes),
+        **({"invalid_left_out": len(failed)} if failed else {}),
         **({"new_episodes": len(met.new), "earlier_real_steps": met.learned_steps} if met else {}),
         **({"new": met.new, "policy_fingerprint": met.fingerprint} if met else {}),
     }
@@ -132,12 +141,17 @@ def refuse_evaluated(episodes: Sequence[Episode], config: RunConfig) -> None:
 
 
 def _record(run: Run, adapter: Adapter, counter: RealSteps) -> list[Episode]:
+    """New logs. A recording that was killed begins again; the real steps that it took stay counted."""
     episodes: list[Episode] = []
+    counter.ledger = run.path("real_steps.txt")
+    counter.recall()
     with bar() as progress:
         task = progress.add_task("recording episodes", total=None)
         for e in adapter.collect(counter, run.config.collect_tasks, run.config.seed):
             episodes.append(e)
             progress.advance(task)
+    counter.settle()
+    counter.ledger = None
     return episodes
 
 
