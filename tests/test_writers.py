@@ -151,6 +151,9 @@ def test_a_run_that_writes_tasks_resumes_exactly(tmp_path):
     from dreamgym.pipeline.learn import warm_start
     from dreamgym.pipeline.logs import tasks_of
     from dreamgym.pipeline.rl_run import RLRun
+    from dreamgym.replay.buffer import ReplayBuffer
+    from dreamgym.replay.contract import Query
+    from dreamgym.replay.enrichment import Enriched
     from dreamgym.rl.config import RLConfig
     from examples.own_environment import COLOURS, adapter
 
@@ -173,14 +176,20 @@ def test_a_run_that_writes_tasks_resumes_exactly(tmp_path):
         def furnish(self, lacking: Sequence[Lack]) -> list[Placed | None]:
             return [Placed("sheet", "chest", "metal") for _ in lacking]
 
-    def a_run(name: str) -> RLRun:
+    class Reading(VaultModel):
+        """Looks similar experiences up, as a model that reads them does."""
+
+        def _one(self, r):
+            if self.retrieval is not None:
+                self.retrieval.topk([Query(r.state, r.action)], 1)
+            return super()._one(r)
+
+    def a_run(name: str, replay: Enriched | None = None) -> RLRun:
         generator = TaskGenerator(Painter(), list(tasks.values()), GeneratorConfig(parents=3, drafts=2), 0)
         config = RLConfig(tasks=6, group=4, learning_rate=1e-3, iterations=4)
         choose = SamplerConfig(synthetic=0.5)
-        model = VaultModel()
-        return RLRun(
-            tmp_path / "sft", config, tasks, adapter, tmp_path / name, model, None, RealSteps(), choose=choose, generator=generator
-        )
+        model, counter = Reading(), RealSteps()
+        return RLRun(tmp_path / "sft", config, tasks, adapter, tmp_path / name, model, replay, counter, choose=choose, generator=generator)
 
     def told(run: RLRun) -> list[dict[str, float]]:
         metrics: list[dict[str, float]] = []
@@ -218,3 +227,8 @@ def test_a_run_that_writes_tasks_resumes_exactly(tmp_path):
     placed_in = {d["task"]: d["furnished"] for d in drafts if d["verdict"] == "kept" and d["furnished"]}
     assert placed_in.keys() & children.keys(), "what a world lacked was written into it, and the task was played"
     assert {"parent", "seeds", "instruction", "verdict", "parent_value", "iteration", "task"} <= set(drafts[0])
+    small = Enriched(ReplayBuffer(), capacity=20)
+    small.buffer.add(episodes[:3])
+    found = told(a_run("small", small))
+    assert sum(m["buffer_evicted"] for m in found) > len(small), "more has gone than is left, so that room was made"
+    assert [m["tasks_written"] for m in found if "tasks_written" in m]
