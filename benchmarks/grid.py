@@ -312,7 +312,8 @@ class Cell:
     def after(self, method: str) -> tuple[Path, dict[str, Any]]:
         """The policy of another cell of this seed, from which this one goes on, and what that cell says; it is made where it is not."""
         other, path = Cell(self.level, method, self.seed), cell_path(self.level, method, self.seed)
-        other.run()
+        with alone(WORK / path.stem, wait=True):  # another process may be at it
+            other.run()
         policy = other.folder() / "policy"
         if not (policy / "config.json").exists():
             raise DataError(f"{policy}: the policy of {method} is not there (any more); move {path} away, so that it is trained anew")

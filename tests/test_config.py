@@ -88,6 +88,11 @@ def test_a_stage_that_ended_at_a_limit_goes_on_once_that_is_raised(tmp_path, end
         (["curriculum.synthetic=0.25", "rl.environment=real"], "rl.environment: real plays logged tasks only"),
         (["curriculum.synthetic=0.005"], "0.005 of rl.tasks: 96 is no whole task"),
         (["curriculum.synthetic=0.5", "rl.advantage=gae", "rl.group=1"], "rl.group: 1 gives no task a value"),
+        (["experience.teacher=endpoint"], "teacher: endpoint and annotator go together"),
+        (["experience.teacher=endpoint", "experience.annotator.server={base_url: x, model: m}", "experience.prompt.reasoning=false"],
+         "nobody reads its annotations"),
+        (["experience.teacher=endpoint", "experience.annotator={budget_usd: 1, server: {base_url: x, model: m}}"],
+         "budget_usd needs annotator.server.price_in"),
         (["curriculum.value=progress", "experience.prompt.reasoning=false"], "progress is read from a dream's reasoning"),
     ],
 )
@@ -125,6 +130,20 @@ def test_a_model_that_writes_tasks_plays_for_a_run_without_them_and_no_other_wri
     assert not (tmp_path / "writing" / "experience").exists()
     more = Run(tmp_path / "more", load_config(config, ["curriculum.synthetic=0.25", "curriculum.writing=3"]))
     assert share(more, writer) == ["collect", "annotate", "base"]
+
+
+def test_what_a_run_has_made_itself_is_not_mixed_with_what_another_made_of_its_own(tmp_path):
+    config = ROOT / "examples" / "own_environment.yaml"
+    other = a_finished_run(tmp_path / "other")
+    run = Run(tmp_path / "run", load_config(config, ["seed=1"]))
+    write_episodes(run.path(LOGS), adapter.collect(RealSteps(), 2, 1))
+    write_json(stage_file(run.folder, "collect"), {"wall_s": 1.0})
+    assert share(run, other) == []
+    assert not run.done("annotate"), "annotations of other episodes"
+    half = Run(tmp_path / "half", load_config(config, ["seed=1"]))
+    assert share(half, other) == ["collect", "annotate", "base", "train-experience"]
+    half.forget("train-experience")
+    assert share(half, other) == ["train-experience"], "what was taken from it before goes with it"
 
 
 def test_a_saved_configuration_learns_for_real_as_it_is_told_to_in_the_dream(tmp_path):

@@ -283,6 +283,18 @@ def test_a_truncated_reply_is_not_kept_and_half_a_character_can_be_sent(tmp_path
         assert endpoint.ask([ask(quoted("half \ud83d"))])[0].error == endpoint.ask([ask()])[0].error == ""
 
 
+def test_half_a_character_of_a_reply_can_be_kept_and_written_down(tmp_path):
+    with LoopbackServer(lambda body: "half \ud83d") as server:
+        endpoint = Endpoint(config(server.url, cache=str(tmp_path / "replies.sqlite")))
+        said = endpoint.ask([ask()])[0].text
+    assert said.encode().decode() == said == "half ?"
+
+
+def test_a_thought_that_the_models_template_opened_is_a_thought():
+    parsed = parse_step(f"the fridge is closed</think>\n{CONTINUE}", STATE, "change")
+    assert parsed.change == parse_step(CONTINUE, STATE, "change").change
+
+
 def test_the_meter_counts_tokens_and_money():
     with LoopbackServer(lambda body: CONTINUE) as server:
         endpoint = Endpoint(config(server.url, price_in=2.0, price_out=10.0))

@@ -58,3 +58,16 @@ def test_what_is_wrong_is_named(tmp_path):
     pa.parquet.write_table(table.set_column(at, "outcome", pa.array(["odd"] * len(table))), tmp_path / "odd.parquet")
     with pytest.raises(DataError, match=r"odd\.parquet: episode e0 \(from row 0\): field transitions\.0\.outcome"):
         list(read_parquet(tmp_path / "odd.parquet"))
+
+
+def test_rows_in_another_order_are_named_and_nothing_is_lost_silently(tmp_path):
+    write_parquet(tmp_path / "a.parquet", [branched(900), branched(901)])
+    table = pa.parquet.read_table(tmp_path / "a.parquet")
+    half = len(table) // 2
+    for name, order, message in (
+        ("mixed", [0, half, 1], r"mixed\.parquet: row 2: episode \S+ goes on after another; sort the rows"),
+        ("reversed", [1, 0], r"reversed\.parquet: row 0: field step: 1 of episode \S+ where 0 should be"),
+    ):
+        pa.parquet.write_table(table.take(order), tmp_path / f"{name}.parquet")
+        with pytest.raises(DataError, match=message):
+            list(read_parquet(tmp_path / f"{name}.parquet"))

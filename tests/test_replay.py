@@ -322,6 +322,24 @@ def command(*words):
     return done.returncode, done.stdout
 
 
+def test_the_commands_make_no_buffer_by_mistake_and_leave_a_run_its_encoder(tmp_path):
+    for words in (("compact", tmp_path / "typo"), ("backfill", tmp_path / "typo"), ("import", tmp_path / "typo", tmp_path / "none.jsonl")):
+        code, told = command(*words)
+        assert (code, "error:" in told, (tmp_path / "typo").exists()) == (1, True, False), told
+    buffer = ReplayBuffer(tmp_path / "torn")
+    buffer.add([episode(i) for i in range(50)])
+    path = buffer.store.folder / "episodes.sqlite"
+    buffer.close()
+    path.write_bytes(path.read_bytes()[:4096] + bytes(4096 * 8))
+    code, told = command("verify", tmp_path / "torn")
+    assert (code, "error:" in told) == (1, True), told
+    run = tmp_path / "run"
+    ReplayBuffer(run / "buffer").add([episode(0)])
+    (run / "config.yaml").write_text("env: textworld/easy\n")
+    code, told = command("backfill", run / "buffer", "--model", "some/model")
+    assert (code, "its run has the encoder hashing" in told.replace("\n", " ")) == (1, True), told
+
+
 def test_the_commands_move_search_check_and_shrink(tmp_path):
     buffer, file, out = tmp_path / "buffer", tmp_path / "in.jsonl", tmp_path / "out.jsonl.xz"
     episodes = [episode(i, "dream" if i > 6 else "real") for i in range(10)]

@@ -303,6 +303,9 @@ def test_the_long_audit_and_the_attacks_are_shown_where_they_ran(full_run: Path)
     assert "Attacks on the reward" not in without
     write_json(full_run / "fidelity.json", LONG)
     write_json(full_run / "attacks.json", ATTACKS)
+    assert "The long audit" not in write_report(full_run).read_text(encoding="utf-8"), "of a policy that has learned on since"
+    for stage in ("long-audit", "attack"):
+        write_json(full_run / "stages" / f"{stage}.json", {"wall_s": 1.0})
     page = section(write_report(full_run).read_text(encoding="utf-8"), "audit")
     assert page.count("<svg") == 3
     assert re.search(r"<title>share of the episodes that long, still in the real game&#39;s state: 50\.0 % at 20</title>", page)
@@ -321,6 +324,7 @@ def test_the_long_audit_and_the_attacks_are_shown_where_they_ran(full_run: Path)
 
 def test_a_long_audit_without_a_field_is_named(full_run: Path) -> None:
     write_json(full_run / "fidelity.json", {k: v for k, v in LONG.items() if k != "calibration"})
+    write_json(full_run / "stages" / "long-audit.json", {"wall_s": 1.0})
     with pytest.raises(DataError, match=r"fidelity.json: lacks the field 'calibration'"):
         write_report(full_run)
 

@@ -1,5 +1,6 @@
 """``dreamgym buffer``: look into a durable replay buffer, search it, check it, make it smaller, move episodes in and out."""
 
+import sqlite3
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +11,13 @@ from rich.table import Table
 from dreamgym.core.errors import DataError
 from dreamgym.core.files import read_episodes, write_episodes
 from dreamgym.core.state import make_state
-from dreamgym.pipeline.run import bar, console, stage_file
+from dreamgym.pipeline.config import load_config
+from dreamgym.pipeline.run import BUFFER, bar, console, stage_file
 from dreamgym.replay.backfill import backfill as filled_in
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.replay.columns import NEVER, OUTCOMES
 from dreamgym.replay.contract import Query
-from dreamgym.replay.database import DATABASE
+from dreamgym.replay.database import DATABASE, POINTER
 from dreamgym.replay.encoder import HashingEncoder
 from dreamgym.replay.encoders import Encoder, SentenceEncoder, identity_of
 from dreamgym.replay.parquet import read_parquet, write_parquet
@@ -41,6 +43,23 @@ def _not_in_training(folder: Path) -> None:
         raise DataError(f"{folder}: belongs to a run whose training has not finished; finish it first (dreamgym train --run {run})")
 
 
+def _existing(folder: Path) -> None:
+    """A mistyped folder is not made."""
+    if not (folder / POINTER).exists():
+        raise DataError(f"{folder}: holds no buffer; a run's is its folder buffer, dreamgym buffer import makes one")
+
+
+def _serves_its_run(folder: Path, model: str | None) -> None:
+    """A run reads its buffer by the encoder of its configuration, and by no other."""
+    saved = folder.resolve().parent / "config.yaml"
+    if folder.resolve().name != BUFFER or not saved.exists():
+        return
+    replay = load_config(saved).replay
+    wanted = replay.embeddings.model if replay.embeddings else replay.encoder
+    if replay.embeddings or wanted != (model or "hashing"):
+        raise DataError(f"{folder}: its run has the encoder {wanted} and would find nothing by another; change a copy of it")
+
+
 @app.command()
 def stats(folder: Folder) -> None:
     """What is in it: episodes and steps by source and outcome, generations, encoders, bytes."""
@@ -63,8 +82,11 @@ def stats(folder: Folder) -> None:
 @app.command()
 def verify(folder: Folder) -> None:
     """Read everything and hold it against its checksums; exit code 1 where something is wrong."""
-    store = EpisodeStore(folder, "ro")
-    problems = problems_of(store)
+    try:
+        store = EpisodeStore(folder, "ro")
+        problems = problems_of(store)
+    except sqlite3.DatabaseError as e:
+        raise DataError(f"{folder}: cannot be read ({e}); restore it from a copy") from e
     for problem in problems:
         console.print(problem, markup=False)
     if problems:
@@ -75,6 +97,7 @@ def verify(folder: Folder) -> None:
 @app.command()
 def compact(folder: Folder) -> None:
     """Drop evicted episodes for good and give their room back; readers may go on meanwhile."""
+    _existing(folder)
     _not_in_training(folder)
     store = EpisodeStore(folder)
     console.print(f"{compacted(store):,} steps dropped, {len(store):,} left; the old files go when the buffer is next opened for writing")
@@ -83,6 +106,8 @@ def compact(folder: Folder) -> None:
 @app.command()
 def backfill(folder: Folder, model: Model = None) -> None:
     """Give every step a vector of another encoder, then let that one serve; killed, it goes on where it was."""
+    _existing(folder)
+    _serves_its_run(folder, model)
     store, encoder = EpisodeStore(folder), _encoder(model)
     number = store.add_encoder(identity_of(encoder), serving=not len(store))
     with bar() as progress:
@@ -109,6 +134,8 @@ def import_episodes(
 ) -> None:
     """Add the valid episodes of a file that are not in yet, batch by batch; makes the buffer where there is none."""
     _not_in_training(folder)
+    if not path.exists():
+        raise DataError(f"{path}: no such file of episodes")
     buffer = ReplayBuffer(folder, _encoder(model))
     read, batch = 0, []
     before = buffer.store.places()
@@ -127,7 +154,7 @@ def search(
     folder: Folder,
     action: Annotated[str, typer.Argument(help="The action of the query.")],
     state: Annotated[list[str] | None, typer.Option(help="A line of the query's state; may be given several times.")] = None,
-    k: Annotated[int, typer.Option(help="How many to show.")] = 5,
+    k: Annotated[int, typer.Option(help="How many to show.", min=1)] = 5,
     generation: Annotated[int | None, typer.Option(help="As of this iteration; default: now.")] = None,
     exclude_task: Annotated[str | None, typer.Option(help="Nothing of this task.")] = None,
     model: Model = None,

@@ -53,7 +53,8 @@ def _open(folder: Path, config: Path | None, overrides: list[str] | None, earlie
 def _existing(folder: Path, config: Path | None, overrides: list[str] | None, stage: str) -> Run:
     """A run in which ``stage`` has finished."""
     if not stage_file(folder, stage).exists():
-        raise DreamgymError(f"{folder}: stage {stage} has not finished there; run: dreamgym {stage} --run {folder}")
+        how = "train --stages start" if stage == "warm-start" else stage
+        raise DreamgymError(f"{folder}: stage {stage} has not finished there; run: dreamgym {how} --run {folder}")
     return _open(folder, config, overrides)
 
 
@@ -194,7 +195,7 @@ def show_config(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Print the full configuration, defaults filled in."""
     from dreamgym.pipeline.config import dump_config
 
-    console.print(dump_config(load_config(config, overrides or [])), end="", markup=False)
+    console.print(dump_config(load_config(config, overrides or [])), end="", markup=False, soft_wrap=True)
 
 
 def _complain(text: str) -> None:

@@ -192,6 +192,7 @@ class Endpoint:
         text, thought = message.content or "", getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None) or ""
         if not isinstance(text, str) or not isinstance(thought, str):
             raise _Passing("malformed", "a reply that is no text")
+        text, thought = (x.encode("utf-8", "replace").decode() for x in (text, thought))  # half an emoji is a string that no file can hold
         answer = Answer(text=text, thought=thought, error=_error(choice.finish_reason, text, getattr(message, "refusal", None)))
         if not completion.usage:
             return answer

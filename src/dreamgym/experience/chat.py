@@ -219,6 +219,8 @@ def undress(text: str) -> tuple[str, str]:
     Raises ``GrammarError`` for a thought that does not end.
     """
     thought, body = "", text.strip()
+    if not body.startswith(("<think>", "{", "```")) and "</think>" in body:
+        body = f"<think>{body}"  # which the model's template has put at the prompt's end
     if body.startswith("<think>"):
         m = _THOUGHT.match(body)
         if m is None:

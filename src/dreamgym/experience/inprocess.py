@@ -70,6 +70,7 @@ class LocalChat:
             **prompts,
             max_new_tokens=max(a.budget for a in asks),
             do_sample=False,
+            repetition_penalty=1.0,  # a reply repeats the prompt's lines, and its training knew no penalty
             pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id,
             logits_processor=[KeyedDraws([a.temperature for a in asks], [a.seed for a in asks])],
         )

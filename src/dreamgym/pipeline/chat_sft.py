@@ -8,10 +8,12 @@ experiences are dropped at random, so that the model does not lean on them. LoRA
 """
 
 import argparse
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dreamgym.core.errors import DataError, MissingExtraError
+from dreamgym.core.errors import ConfigError, DataError, DreamgymError, MissingExtraError
 from dreamgym.core.seeding import keyed_rng
 from dreamgym.core.types import Episode, Task
 from dreamgym.experience.chat import Form, reply_text, step_messages
@@ -113,6 +115,9 @@ def train_chat(
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
     trainer.save_model(str(folder))
     tokenizer.save_pretrained(str(folder))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return len(found)
 
 
@@ -133,19 +138,32 @@ def main() -> None:
 
     from dreamgym.pipeline.config import load_config
     from dreamgym.pipeline.grounding import run_buffer
-    from dreamgym.pipeline.run import Run
+    from dreamgym.pipeline.run import Run, console, drop_torn_checkpoints
     from dreamgym.pipeline.stages import train_experience_model
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--run", type=Path, required=True)
     folder = parser.parse_args().run
-    run = Run(folder, load_config(folder / "config.yaml"))
-    with PartialState().main_process_first():  # one process makes the buffer, the others read it
+    run, state = Run(folder, load_config(folder / "config.yaml")), PartialState()
+    console.quiet = not state.is_main_process
+    if not run.config.experience.pretrained:
+        raise ConfigError(f"{folder}: has no experience.pretrained, so there is no chat LLM to train; use dreamgym train-experience")
+    if not run.done("annotate"):
+        raise ConfigError(f"{folder}: stage annotate has not finished there; run: dreamgym annotate --run {folder}")
+    if run.done("train-experience"):
+        console.print("train-experience: done before")
+        return
+    with state.main_process_first():  # one process makes the buffer and tidies up, the others find it so
         run_buffer(run).close()
-    summary = train_experience_model(run)
-    if PartialState().is_main_process:
-        run.stage("train-experience", lambda: summary)
+        drop_torn_checkpoints(run.path("experience/checkpoints"))
+    if state.is_main_process:
+        run.stage("train-experience", lambda: train_experience_model(run))
+    else:
+        train_experience_model(run)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DreamgymError as e:
+        sys.exit(f"error: {e}")

@@ -139,8 +139,12 @@ class Experience(Section):
     def _no_idle_section(self) -> "Experience":
         if self.endpoint and self.pretrained:
             raise ValueError("give either endpoint or pretrained: a served model is not trained here")
-        if self.annotator and self.teacher != "endpoint":
-            raise ValueError("annotator needs teacher: endpoint")
+        if (self.annotator is None) == (self.teacher == "endpoint"):
+            raise ValueError("teacher: endpoint and annotator go together")
+        if self.annotator and (self.endpoint or not self.prompt.reasoning):
+            raise ValueError("annotator: nobody reads its annotations with endpoint, or with prompt.reasoning: false; leave it out")
+        if (a := self.annotator) and a.budget_usd is not None and (a.server.price_in is None or a.server.price_out is None):
+            raise ValueError("annotator.budget_usd needs annotator.server.price_in and price_out (US dollars per million tokens)")
         return self
 
 
@@ -477,6 +481,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
             loaded = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)  # a SafeLoader
         except OSError as e:
             raise ConfigError(f"{path}: cannot be read ({e.strerror})") from e
+        except UnicodeDecodeError as e:
+            raise ConfigError(f"{path}: not UTF-8 ({e.reason} at byte {e.start})") from e
         except yaml.YAMLError as e:
             raise ConfigError(f"{path}: not YAML ({e})") from e
         if loaded is not None and not isinstance(loaded, dict):

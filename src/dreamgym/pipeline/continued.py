@@ -91,8 +91,10 @@ class Earlier:
 
     def learned_steps(self) -> int:
         """Real steps of its learning and its probes, and of the runs that it continued."""
-        stages = [read_json(stage_file(self.folder, name)) for name in ("collect", "train", "sim-to-real") if self._done(name)]
-        return sum(int(str(s.get(key, 0))) for s in stages for key in ("earlier_real_steps", "rl_real_steps", "probe_real_steps"))
+        names = filter(self._done, ("collect", "warm-start", "train", "sim-to-real"))
+        stages = [read_json(stage_file(self.folder, name)) for name in names]
+        keys = ("earlier_real_steps", "learning_real_steps", "rl_real_steps", "probe_real_steps")
+        return sum(int(str(s.get(key, 0))) for s in stages for key in keys)
 
     def logged_steps(self) -> int:
         """Real steps that recording its first logs took."""
@@ -113,6 +115,7 @@ def _same(own: RunConfig, other: RunConfig) -> list[tuple[str, object, object]]:
         ("experience.endpoint", own.experience.endpoint is None, other.experience.endpoint is None),
         ("experience.pretrained", own.experience.pretrained is None, other.experience.pretrained is None),
         ("policy", own.policy, other.policy),
+        ("sft.method", own.sft.method == "self_reflection", other.sft.method == "self_reflection"),  # how the policy is asked
     ]
 
 

@@ -13,7 +13,7 @@ from dreamgym.experience.judge import WellJudged
 from dreamgym.pipeline.config import Admission, Buffer
 from dreamgym.pipeline.logs import load_logs
 from dreamgym.pipeline.player import server
-from dreamgym.pipeline.run import LOGS, Run
+from dreamgym.pipeline.run import BUFFER, LOGS, Run
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.replay.contract import Retrieval
 from dreamgym.replay.database import Mode
@@ -23,7 +23,7 @@ from dreamgym.replay.enrichment import Enriched, Novel, Rule, Search, Sure
 from dreamgym.replay.rerank import Reranked, Words
 from dreamgym.replay.store import EpisodeStore
 
-BUFFER, TEXTS = "buffer", "encoded.sqlite"
+TEXTS = "encoded.sqlite"
 LOGGED = 0
 """The generation in which the buffer holds the logs and nothing else."""
 

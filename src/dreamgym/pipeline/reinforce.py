@@ -68,6 +68,7 @@ def reopen(run: Run, stage: str) -> None:
     }
     if not raised.get(str(found.get("ended"))):
         return
+    run.path("results.json").unlink(missing_ok=True)
     for name in (stage, *STALE[stage]):
         run.forget(name)
         for path in run.folder.glob(f"{name}-*.jsonl"):

@@ -54,13 +54,15 @@ def successes_by_task(episodes: Iterable[Episode]) -> dict[str, float]:
 
 
 def evaluation_figures(episodes: Sequence[Episode]) -> dict[str, object]:
-    """Of one arm's real evaluation: pass@k up to the episodes that each game has, steps, and how many of them changed nothing."""
-    steps = [t for e in episodes for t in e.transitions]
+    """Of one arm's real evaluation: pass@k up to the episodes that each game has, and of valid episodes the steps, and how many of them
+    changed nothing; how many were invalid."""
+    valid = [e for e in episodes if e.valid]
+    steps = [t for e in valid for t in e.transitions]
     found = list(successes_of(episodes).values())
     idle = sum(not t.change and t.outcome == "go" for t in steps)
     return {
         "pass_at": {str(k): pass_at(k, found) for k in range(1, max(map(len, found), default=0) + 1)},
-        "mean_steps": len(steps) / len(episodes),
+        "mean_steps": len(steps) / max(len(valid), 1),
         "no_effect": idle / len(steps) if steps else 0.0,
         "invalid": sum(not e.valid for e in episodes),
     }
@@ -72,7 +74,8 @@ def headline(results: Mapping[str, object]) -> str:
     assert isinstance(before, list)
     assert isinstance(after, list)
     assert isinstance(steps, dict)
-    spent = f"{steps['rl']}" + (f", and {steps['earlier']} of learning and probes in {earlier} and before" if earlier else "")
+    first = f", and {steps['start']} of its warm start" if steps.get("start") else ""
+    spent = f"{steps['rl']}{first}" + (f", and {steps['earlier']} of learning and probes in {earlier} and before" if earlier else "")
     return (
         f"Real success on {results['n_test']} games never trained on: before {before[0]:.2f} -> after {after[0]:.2f}"
         f" (real steps in RL: {spent}; one seed)"

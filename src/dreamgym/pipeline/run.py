@@ -20,6 +20,8 @@ from dreamgym.pipeline.config import RunConfig, dump_config, load_config
 console = Console(highlight=False)
 LOGS = "logs.jsonl.xz"
 """A run's logs of the real environment."""
+BUFFER = "buffer"
+"""Folder of its replay buffer."""
 _DISK = ("(os error 27)", "(os error 28)", "No space left", "File too large", "PytorchStreamWriter", "inline_container")
 """How safetensors and torch.save say that the disk is full: neither raises OSError."""
 

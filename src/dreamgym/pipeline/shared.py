@@ -45,6 +45,9 @@ def share(run: Run, earlier: Path) -> list[str]:
     why = ""
     for name, files in FILES.items():
         if run.done(name):
+            if run.summary(name).get("taken_from") != str(earlier):
+                why = f"{name} was made here"
+                break
             continue
         marker = stage_file(earlier, name)
         changed = differing(other[name], mine[name])

@@ -316,6 +316,7 @@ def judged(run: Run, arm: str, policy: Policy) -> Summary:
     played = play_real(policy, adapter, seats_for(tasks, config.seed, samples), counter, panel, arm)
     episodes = [r.episode for r in played]
     write_episodes(run.path(f"eval-{arm}-{panel}.jsonl"), episodes)
+    _some_valid(f"eval-{arm}", [e.valid for e in episodes], counter)
     return {
         "real_success": success_rate(played),
         "games": len(tasks),
@@ -323,6 +324,15 @@ def judged(run: Run, arm: str, policy: Policy) -> Summary:
         "malformed": sum(not s.well_formed for r in played for s in r.samples) / max(sum(len(r.samples) for r in played), 1),
         "real_steps": counter.total,
     }
+
+
+def _some_valid(stage: str, valid: Sequence[bool], counter: RealSteps) -> None:
+    """Raises ``DataError`` where the environment failed in every episode: that is no measurement, and the stage is to be run again."""
+    if valid and not any(valid):
+        raise DataError(
+            f"{stage}: the real environment failed in each of {len(valid)} episodes ({counter.total} real steps); what it raised is told"
+            " above. Mend it and run the same command again"
+        )
 
 
 def audit_is_old(run: Run, stage: str = "audit", file: str = "audit.json") -> bool:
@@ -344,6 +354,8 @@ def audit(run: Run) -> Summary:
         {name: LocalLM.load(run.path(name)) for name in ("sft", "policy") if run.path(name).exists()},
         run.config.evaluation.panel,
     )
+    if found.result["policies"] and not found.result["episodes"]:
+        raise DataError("audit: the real environment failed in every episode, as is told above; mend it and run the same command again")
     write_episodes(run.path("audit-twins.jsonl"), found.twins)
     write_json(run.path("audit.json"), found.result)
     return {k: v for k, v in found.result.items() if isinstance(v, int | float)}

@@ -75,8 +75,16 @@ def read_parquet(path: Path) -> Iterator[Episode]:
         if missing:
             raise DataError(f"{path}: has no column {', '.join(sorted(missing))}; dreamgym buffer export writes all that are needed")
         rows = ((n, row) for n, row in enumerate(r for batch in file.iter_batches(4096) for r in batch.to_pylist()))
-        for _, group in groupby(rows, key=lambda pair: pair[1]["episode_id"]):
-            yield _episode(path, list(group))
+        seen: set[str] = set()
+        for name, group in groupby(rows, key=lambda pair: pair[1]["episode_id"]):
+            steps = list(group)
+            if name in seen:
+                raise DataError(f"{path}: row {steps[0][0]}: episode {name} goes on after another; sort the rows by episode_id and step")
+            seen.add(name)
+            for wanted, (n, row) in enumerate(steps):
+                if row.get("step", wanted) != wanted:
+                    raise DataError(f"{path}: row {n}: field step: {row['step']} of episode {name} where {wanted} should be; sort by it")
+            yield _episode(path, steps)
     except FileNotFoundError as e:
         raise DataError(f"{path}: no such file of episodes") from e
     except OSError as e:

@@ -17,6 +17,16 @@ from dreamgym.replay.store import EpisodeStore, unpacked
 
 def verify(store: EpisodeStore) -> list[str]:
     """What is wrong, in words; an empty list where nothing is: database, episodes, counts, a checksum of every written vector."""
+    problems: list[str] = []
+    for part, look in ((DATABASE, _wrong_rows), ("vectors", _wrong_vectors)):
+        try:
+            problems += look(store)
+        except (sqlite3.DatabaseError, OSError) as e:  # damaged beyond what can be told apart
+            problems.append(f"{part}: cannot be read ({e})")
+    return problems
+
+
+def _wrong_rows(store: EpisodeStore) -> list[str]:
     problems = [f"{DATABASE}: {row[0]}" for row in store.db.execute("PRAGMA integrity_check") if row[0] != "ok"]
     held = 0
     for name, outcomes, body in store.db.execute("SELECT name, outcomes, data FROM episode LEFT JOIN body USING (id) ORDER BY id"):
@@ -31,6 +41,11 @@ def verify(store: EpisodeStore) -> list[str]:
     counted = store.db.execute("SELECT coalesce(sum(steps), 0) FROM batch").fetchone()[0]
     if counted != held:
         problems.append(f"{DATABASE}: batches count {counted} steps, readable episodes hold {held}")
+    return problems
+
+
+def _wrong_vectors(store: EpisodeStore) -> list[str]:
+    problems = []
     for encoder, identity in store.encoders().items():
         width = 4 * identity.dimension
         for first, steps, crc in store.db.execute("SELECT first, steps, crc FROM filled WHERE encoder=? ORDER BY first", (encoder,)):

@@ -81,6 +81,10 @@ class Evaluation:
         return [{"arm": name, **evaluation_figures(episodes)} for name, episodes in arms if episodes]
 
 
+MADE_BY = {"audit": "audit", "results": None, "fidelity": "long-audit", "attacks": "attack"}
+"""Files of figures, and the stage that makes each."""
+
+
 class RunFiles:
     """The files of a run directory, each absent until its stage has run."""
 
@@ -93,8 +97,8 @@ class RunFiles:
         self.config_text = saved.read_text(encoding="utf-8")
         self.stages: dict[str, Json] = {p.stem: dict(read_json(p)) for p in sorted((folder / "stages").glob("*.json"))}
         self.audit, self.results, self.fidelity, self.attacks = (
-            dict(read_json(p)) if p.exists() else None
-            for p in (folder / f"{name}.json" for name in ("audit", "results", "fidelity", "attacks"))
+            dict(read_json(p)) if p.exists() and (stage is None or stage in self.stages) else None  # else it is of a former policy
+            for p, stage in ((folder / f"{name}.json", stage) for name, stage in MADE_BY.items())
         )
         self.metrics, self.s2r_metrics = (
             [m for _, m, _ in json_lines(folder / f"{stage}_run/metrics.jsonl")] for stage in ("policy", "s2r")
