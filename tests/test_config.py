@@ -88,7 +88,7 @@ def test_a_stage_that_ended_at_a_limit_goes_on_once_that_is_raised(tmp_path, end
         (["curriculum.synthetic=0.25", "rl.environment=real"], "rl.environment: real plays logged tasks only"),
         (["curriculum.synthetic=0.005"], "0.005 of rl.tasks: 96 is no whole task"),
         (["curriculum.synthetic=0.5", "rl.advantage=gae", "rl.group=1"], "rl.group: 1 gives no task a value"),
-        (["experience.teacher=endpoint"], "teacher: endpoint and annotator go together"),
+        (["experience.teacher=endpoint"], "set experience.annotator.server"),
         (["experience.teacher=endpoint", "experience.annotator.server={base_url: x, model: m}", "experience.prompt.reasoning=false"],
          "nobody reads its annotations"),
         (["experience.teacher=endpoint", "experience.annotator={budget_usd: 1, server: {base_url: x, model: m}}"],

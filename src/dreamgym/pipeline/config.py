@@ -139,8 +139,10 @@ class Experience(Section):
     def _no_idle_section(self) -> "Experience":
         if self.endpoint and self.pretrained:
             raise ValueError("give either endpoint or pretrained: a served model is not trained here")
-        if (self.annotator is None) == (self.teacher == "endpoint"):
-            raise ValueError("teacher: endpoint and annotator go together")
+        if self.annotator and self.teacher != "endpoint":
+            raise ValueError("annotator needs teacher: endpoint")
+        if self.teacher == "endpoint" and not self.annotator:
+            raise ValueError("teacher: endpoint needs an LLM: set experience.annotator.server")
         if self.annotator and (self.endpoint or not self.prompt.reasoning):
             raise ValueError("annotator: nobody reads its annotations with endpoint, or with prompt.reasoning: false; leave it out")
         if (a := self.annotator) and a.budget_usd is not None and (a.server.price_in is None or a.server.price_out is None):

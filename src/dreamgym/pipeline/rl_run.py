@@ -175,7 +175,7 @@ class RLRun:
         tasks = [self.sheets.tasks[t] for t in self.sampler.next(n)]
         before = self._spent()
         if self.model is None and self.counter.budget:
-            self.trainer.spent = self.counter.total / self.counter.budget
+            self.trainer.spent = self.ranks.said(self.counter.total / self.counter.budget)
         try:
             played, groups, metrics = self.trainer.iterate(tasks)
         except TrainingError as e:

@@ -172,8 +172,7 @@ def annotate_logs(run: Run) -> Summary:
 def _taught(run: Run) -> tuple[list[Episode], Summary]:
     """Annotations of an LLM; its cost is estimated before it starts. Episodes without a usable one are left out, and counted."""
     config = run.config.experience.annotator
-    if config is None:
-        raise ConfigError("experience.teacher: endpoint needs experience.annotator.server (base_url and model)")
+    assert config is not None, "the configuration refuses teacher: endpoint without it"
     if run.config.continued:
         take_annotations(run)
     episodes = list(read_episodes(run.path(LOGS)))

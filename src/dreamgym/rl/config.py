@@ -61,7 +61,7 @@ class RLConfig(BaseModel):
     """Weight of negative advantages. Pushing an action down leaves open what rises instead: with weight 1, steps of this length
     undo a warm start within a few iterations (docs/development.md). 1 = as published."""
     invalid_action_penalty: float = Field(0.0, ge=0)
-    """Off the return of a step whose reply was malformed; the paper's setting is 0.1."""
+    """Off the return of a step whose reply was malformed, not weighed by ``negative``; the paper's setting is 0.1."""
 
     clip: float = Field(0.2, gt=0)
     clip_high: float | None = Field(None, gt=0)
