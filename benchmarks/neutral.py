@@ -32,7 +32,8 @@ from rich.console import Console
 HERE = Path(__file__).parent
 Code = dict[str, Any]
 """Of one tree: the kinds that were played, each kind's hash, and its modules' hashes."""
-TIMES = ("wall_s", "shared_wall_s", "rollout_s", "update_s", "peak_rss_gib", "commit", "versions", "config", "config_hash", "code")
+SECONDS = ("wall_s", "shared_wall_s", "rollout_s", "update_s", "write_s")
+TIMES = (*SECONDS, "peak_rss_gib", "commit", "versions", "config", "config_hash", "code")
 """Keys whose values may differ: how long it took, and which code it was."""
 ROUNDING = 1e-6
 """Of figures in metrics: the last bits of a sum depend on where in memory its terms lie. Weights, actions and counts must be equal."""

@@ -180,6 +180,37 @@ def test_a_log_that_contradicts_itself_or_the_evaluation_is_named_with_its_line(
     assert not list((tmp_path / "run").glob("*logs*"))
 
 
+def test_an_episode_whose_environment_failed_teaches_nothing_and_is_counted(tmp_path):
+    from dreamgym.core.files import read_episodes
+
+    path, run = tmp_path / "mine.jsonl", tmp_path / "run"
+    broken = steps_of(a_log(), 0, reward=None, added=["[page] error: 503"])[:1]
+    path.write_text(f"{a_log()}\n{a_log(id='f', stop='invalid_env', transitions=broken)}\n")
+    done = dreamgym("collect", "--run", str(run), "env=examples.own_environment:adapter", "base=tiny", f"logs={path}")
+    assert done.returncode == 0, done.stdout
+    assert "1 of 2 episodes are invalid and left out (the first: f)" in done.stdout
+    assert [e.id for e in read_episodes(run / "logs.jsonl.xz")] == ["e"]
+    assert json.loads((run / "stages" / "collect.json").read_text())["invalid_left_out"] == 1
+
+
+def test_an_evaluation_in_which_the_environment_always_failed_is_not_done(tmp_path, monkeypatch):
+    from dreamgym.core.errors import DataError
+    from dreamgym.pipeline.config import load_config
+    from dreamgym.pipeline.run import Run
+    from dreamgym.pipeline.stages import judged
+    from dreamgym.rl.policy import Scripted
+    from examples.own_environment import Vault
+
+    def down(self, **_):
+        raise OSError("the site is down")
+
+    monkeypatch.setattr(Vault, "reset", down)
+    run = Run(tmp_path, load_config(None, ["env=examples.own_environment:adapter", "evaluation.games=3"]))
+    with pytest.raises(DataError, match="eval-policy: the real environment failed in each of 3 episodes"):
+        run.stage("eval-policy", lambda: judged(run, "policy", Scripted(lambda *_: "look")))
+    assert not run.done("eval-policy")
+
+
 def test_a_users_states_are_put_in_order(tmp_path):
     from dreamgym.core.files import read_episodes
 
