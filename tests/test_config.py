@@ -83,22 +83,26 @@ def test_a_stage_that_ended_at_a_limit_goes_on_once_that_is_raised(tmp_path, end
         (["rl.credit=turns"], "rl: .*gamma below 1"),
         (["rl.real_budget=100"], "a dream takes real steps for its probes alone"),
         (["rl.watch.dream_gap=0.1"], "watch.dream_gap needs probe_every"),
-        (["curriculum.value=uniform", "curriculum.clusters=4"], "clusters: has no effect with value: uniform"),
-        (["curriculum.generator.parents=4"], "generator: has no effect with value: variance and synthetic: 0"),
-        (["curriculum.synthetic=0.25", "rl.environment=real"], "rl.environment: real plays logged tasks only"),
         (["curriculum.synthetic=0.005"], "0.005 of rl.tasks: 96 is no whole task"),
         (["curriculum.synthetic=0.5", "rl.advantage=gae", "rl.group=1"], "rl.group: 1 gives no task a value"),
         (["experience.teacher=endpoint"], "set experience.annotator.server"),
-        (["experience.teacher=endpoint", "experience.annotator.server={base_url: x, model: m}", "experience.prompt.reasoning=false"],
-         "nobody reads its annotations"),
+        (["experience.teacher=endpoint", "experience.annotator.server={base_url: x, model: m}",
+          "experience.endpoint.server={base_url: x, model: m}"], "is shown logged steps and no annotations"),
         (["experience.teacher=endpoint", "experience.annotator={budget_usd: 1, server: {base_url: x, model: m}}"],
          "budget_usd needs annotator.server.price_in"),
-        (["curriculum.value=progress", "experience.prompt.reasoning=false"], "progress is read from a dream's reasoning"),
+        (["curriculum.value=progress", "experience.prompt.reasoning=false"], "progress is read from the dream's reasoning"),
     ],
 )
 def test_a_key_that_would_do_nothing_is_refused(words, message):
     with pytest.raises(ConfigError, match=message):
         load_config(None, words)
+
+
+def test_a_control_takes_the_configuration_of_a_dream_as_it_is():
+    mixed = ROOT / "recipes" / "textworld-mixed.yaml"
+    assert load_config(mixed, ["rl.environment=real"]).rl.environment == "real"
+    assert load_config(mixed, ["curriculum.value=uniform", "curriculum.synthetic=0"]).curriculum.clusters == 12
+    assert load_config(mixed, ["rl.watch.dream_gap=0.1"]).s2r.watch.dream_gap == 0.1, "rl has probes, and s2r no dream"
 
 
 def test_a_wrong_key_that_is_taken_over_is_told_once_and_where_it_was_given():

@@ -143,8 +143,8 @@ class Experience(Section):
             raise ValueError("annotator needs teacher: endpoint")
         if self.teacher == "endpoint" and not self.annotator:
             raise ValueError("teacher: endpoint needs an LLM: set experience.annotator.server")
-        if self.annotator and (self.endpoint or not self.prompt.reasoning):
-            raise ValueError("annotator: nobody reads its annotations with endpoint, or with prompt.reasoning: false; leave it out")
+        if self.annotator and self.endpoint:
+            raise ValueError("annotator: a model behind endpoint is shown logged steps and no annotations; leave it out")
         if (a := self.annotator) and a.budget_usd is not None and (a.server.price_in is None or a.server.price_out is None):
             raise ValueError("annotator.budget_usd needs annotator.server.price_in and price_out (US dollars per million tokens)")
         return self
@@ -251,8 +251,6 @@ class Reinforcement(RLConfig):
     def _patience_probes(self) -> "Reinforcement":
         if self.patience and not self.probe_every:
             raise ValueError("patience needs probe_every: without probes nothing is seen to get better")
-        if self.watch.dream_gap not in (None, Limits().dream_gap) and not self.probe_every:
-            raise ValueError("watch.dream_gap needs probe_every: the gap is that between the dream and a probe")
         return self
 
     @model_validator(mode="after")
@@ -275,6 +273,12 @@ class Dreaming(Reinforcement):
     def _budget_has_steps(self) -> "Dreaming":
         if self.environment == "dream" and self.real_budget and not self.probe_every:
             raise ValueError("real_budget: a dream takes real steps for its probes alone; give probe_every too, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _gap_is_seen(self) -> "Dreaming":
+        if self.watch.dream_gap not in (None, Limits().dream_gap) and not self.probe_every:
+            raise ValueError("watch.dream_gap needs probe_every: the gap is that between the dream and a probe")
         return self
 
 
@@ -311,19 +315,6 @@ class Curriculum(SamplerConfig):
     def _nothing_starves(self) -> "Curriculum":
         if self.by_value == 1:
             raise ValueError("by_value: 1 leaves no draw to what was played least often, so that some tasks never come; give less than 1")
-        return self
-
-    @model_validator(mode="after")
-    def _no_idle_key(self) -> "Curriculum":
-        acts = {
-            "clusters": self.value != "uniform",
-            "by_value": self.value != "uniform",
-            "generator": bool(self.synthetic),
-            "writing": bool(self.synthetic),
-        }
-        idle = [name for name, active in acts.items() if not active and getattr(self, name) != type(self).model_fields[name].default]
-        if idle:
-            raise ValueError(f"{', '.join(idle)}: has no effect with value: {self.value} and synthetic: {self.synthetic:g}; leave it out")
         return self
 
 
@@ -443,15 +434,12 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _curriculum_can_work(self) -> "RunConfig":
         chosen, rl = self.curriculum, self.rl
-        if rl.environment == "real" and chosen.synthetic:
-            raise ValueError("curriculum.synthetic: rl.environment: real plays logged tasks only; set synthetic to 0, hindsight to false")
         if chosen.synthetic and not int(chosen.synthetic * rl.tasks):
             raise ValueError(f"curriculum.synthetic: {chosen.synthetic:g} of rl.tasks: {rl.tasks} is no whole task; raise one of them")
         if chosen.synthetic and rl.group == 1 and not chosen.clusters:
             raise ValueError("curriculum.synthetic: rl.group: 1 gives no task a value, and so no parents; add curriculum.clusters")
-        if chosen.value == "progress" and (rl.environment == "real" or not self.experience.prompt.reasoning):
-            raise ValueError("curriculum.value: progress is read from a dream's reasoning; use variance with rl.environment: real or"
-                             " experience.prompt.reasoning: false")  # fmt: skip
+        if chosen.value == "progress" and not self.experience.prompt.reasoning:
+            raise ValueError("curriculum.value: progress is read from the dream's reasoning, which experience.prompt.reasoning leaves out")
         return self
 
 

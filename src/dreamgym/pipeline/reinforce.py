@@ -91,6 +91,11 @@ def _reinforce(
     tasks = tasks_of(load_logs([run.path(LOGS)]))
     seed, wanted = config.seed, config.curriculum
     choose = wanted if model is not None else wanted.model_copy(update={"synthetic": 0.0})  # the real environment plays logged tasks only
+    if model is None and ranks.first:
+        if wanted.synthetic:
+            console.print("  curriculum.synthetic has no effect here: the real environment plays logged tasks only")
+        if wanted.value == "progress":
+            console.print("  curriculum.value: progress is variance here: nobody says in the real environment how far an episode came")
     clusters = clusters_of(tasks, choose.clusters, encoder_of(run), seed) if choose.clusters else None
     pooled = clusters if how.advantage == "gae" else None
     generator, achieved = None, None
