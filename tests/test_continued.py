@@ -98,6 +98,7 @@ def test_what_this_run_evaluates_on_is_not_learned_from_though_the_other_did_not
         (["seed=0"], {"sim-to-real": S2R}, "seed: .* has 0 too"),
         (["policy.tokens=13"], {"sim-to-real": S2R}, "policy is another one"),
         (["experience.teacher=generic"], {"sim-to-real": S2R}, r"experience\.teacher is another one"),
+        (["sft.method=self_reflection"], {"sim-to-real": S2R}, r"sft\.method is another one"),
         (["experience.prompt.k=2"], {"sim-to-real": S2R}, r"experience\.prompt is another one"),
         (["curriculum.synthetic=0.25"], {"sim-to-real": S2R}, "has not learned to write tasks"),
         ([], {}, "the stage sim-to-real has not finished"),

@@ -416,9 +416,9 @@ class RunConfig(Section):
     def _no_idle_key(self) -> "RunConfig":
         if self.policy.context == "transcript" and self.policy.history != Acting().history:
             raise ValueError("policy.history has no effect with policy.context: transcript, which has all steps; leave it out")
-        plain = (self.policy.preset, self.policy.context, self.policy.lora) == ("tiny", "steps", None) and not self.continued
+        plain = (self.policy.preset, self.policy.context, self.policy.lora) == ("tiny", "steps", None)
         if self.sft.method != "imitation" and not plain:
-            raise ValueError("sft.method: Early Experience needs policy.preset: tiny, context: steps, no policy.lora and no continued")
+            raise ValueError("sft.method: Early Experience needs policy.preset: tiny, policy.context: steps and no policy.lora")
         if self.policy.preset == "tiny" and (self.rl.invalid_action_penalty or self.s2r.invalid_action_penalty):
             raise ValueError("invalid_action_penalty (rl, s2r) needs policy.preset: paper; a reply of the preset tiny cannot be malformed")
         if (c := self.continued) and (self.experience.endpoint or self.experience.pretrained) and (c.mistakes, c.rehearsal) != (4, 2.0):
