@@ -54,7 +54,7 @@ def test_mistakes_are_one_clear_line(tmp_path, words, message):
 
 def test_an_audit_that_measured_nothing_refuses_no_training(tmp_path, capsys):
     from dreamgym.core.errors import ConfigError
-    from dreamgym.pipeline.config import load_config
+    from dreamgym.pipeline.config_file import load_config
     from dreamgym.pipeline.reinforce import check_audit
     from dreamgym.pipeline.run import Run
 
@@ -72,7 +72,7 @@ def test_an_audit_that_measured_nothing_refuses_no_training(tmp_path, capsys):
 
 
 def test_an_audit_that_nobody_could_play_is_made_again_when_the_warm_start_is_there(tmp_path):
-    from dreamgym.pipeline.config import load_config
+    from dreamgym.pipeline.config_file import load_config
     from dreamgym.pipeline.run import Run
     from dreamgym.pipeline.stages import audit_is_old
 
@@ -81,11 +81,11 @@ def test_an_audit_that_nobody_could_play_is_made_again_when_the_warm_start_is_th
     run.stage("audit", dict)
     run.path("audit.json").write_text(json.dumps({"episodes": 0, "policies": {}}))
     assert not audit_is_old(run), "there is still nobody"
-    run.path("sft").mkdir()
+    run.stage("warm-start", dict)
     assert audit_is_old(run)
     run.path("audit.json").write_text(json.dumps({"episodes": 6, "policies": {"expert": {}}}))
     assert not audit_is_old(run), "explorers have played; a warm start adds nothing that the dream was not told"
-    run.path("policy").mkdir()
+    run.stage("train", dict)
     assert audit_is_old(run)
 
 
@@ -195,7 +195,7 @@ def test_an_episode_whose_environment_failed_teaches_nothing_and_is_counted(tmp_
 
 def test_an_evaluation_in_which_the_environment_always_failed_is_not_done(tmp_path, monkeypatch):
     from dreamgym.core.errors import DataError
-    from dreamgym.pipeline.config import load_config
+    from dreamgym.pipeline.config_file import load_config
     from dreamgym.pipeline.run import Run
     from dreamgym.pipeline.stages import judged
     from dreamgym.rl.policy import Scripted

@@ -10,7 +10,7 @@ pytest.importorskip("gymnasium", reason="needs the extra [gym]")
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import ConfigError
 from dreamgym.core.files import write_episodes, write_json
-from dreamgym.pipeline.config import dump_config, load_config
+from dreamgym.pipeline.config_file import dump_config, load_config
 from dreamgym.pipeline.reinforce import reopen
 from dreamgym.pipeline.run import LOGS, Run, stage_file
 from dreamgym.pipeline.shared import FILES, share

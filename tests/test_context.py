@@ -21,7 +21,7 @@ from dreamgym.lm.fit import FitConfig
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer
 from dreamgym.pipeline.acting import actor
-from dreamgym.pipeline.config import load_config
+from dreamgym.pipeline.config_file import load_config
 from dreamgym.pipeline.learn import demonstration_trees, warm_start
 from dreamgym.pipeline.logs import tasks_of
 from dreamgym.pipeline.play import play_real, seats_for

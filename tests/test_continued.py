@@ -12,7 +12,7 @@ from dreamgym.core.errors import ConfigError, DataError, PanelLeakError
 from dreamgym.core.files import episode_line, read_episodes, write_episodes
 from dreamgym.core.types import StopReason
 from dreamgym.experience.teach import ANNOTATIONS
-from dreamgym.pipeline.config import load_config
+from dreamgym.pipeline.config_file import load_config
 from dreamgym.pipeline.continued import take_annotations, take_policy
 from dreamgym.pipeline.run import LOGS, Run
 from dreamgym.pipeline.stages import collect

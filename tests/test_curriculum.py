@@ -254,7 +254,7 @@ def test_what_the_configuration_says_reaches_the_run(tmp_path, monkeypatch):
     pytest.importorskip("torch", reason="needs the extra [train]")
     import dreamgym.pipeline.reinforce as module
     from dreamgym.core.errors import ConfigError
-    from dreamgym.pipeline.config import load_config
+    from dreamgym.pipeline.config_file import load_config
     from dreamgym.pipeline.run import Run
     from dreamgym.pipeline.stages import STAGES
 

@@ -5,7 +5,7 @@ from test_replay import command, episode
 
 from dreamgym.core.errors import ConfigError, DataError
 from dreamgym.core.files import write_episodes
-from dreamgym.pipeline.config import load_config
+from dreamgym.pipeline.config_file import load_config
 from dreamgym.pipeline.grounding import growing, logged, run_buffer
 from dreamgym.pipeline.run import BUFFER, LOGS, Run
 from dreamgym.replay.contract import Query

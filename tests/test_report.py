@@ -14,7 +14,8 @@ from dreamgym.core.files import episode_line, write_atomic, write_episodes, writ
 from dreamgym.core.types import Episode, Outcome, Panel, Source, StopReason, Task, Transition
 from dreamgym.curriculum.config import SamplerConfig
 from dreamgym.curriculum.sampler import ValueSampler
-from dreamgym.pipeline.config import RunConfig, dump_config
+from dreamgym.pipeline.config import RunConfig
+from dreamgym.pipeline.config_file import dump_config
 from dreamgym.report.page import RunFiles, context, json_lines, spread, write_report
 
 pytest.importorskip("jinja2")

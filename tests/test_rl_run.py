@@ -20,11 +20,13 @@ from dreamgym.lm.fit import FitConfig  # noqa: E402
 from dreamgym.lm.local import LocalLM  # noqa: E402
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
 from dreamgym.pipeline import rl_run  # noqa: E402
-from dreamgym.pipeline.config import Reinforcement, load_config  # noqa: E402
+from dreamgym.pipeline.config import Reinforcement  # noqa: E402
+from dreamgym.pipeline.config_file import load_config  # noqa: E402
 from dreamgym.pipeline.learn import demonstration_trees, warm_start  # noqa: E402
 from dreamgym.pipeline.logs import tasks_of  # noqa: E402
-from dreamgym.pipeline.reinforce import check_budget, check_learning  # noqa: E402
+from dreamgym.pipeline.reinforce import check_budget, check_learning, sim_to_real  # noqa: E402
 from dreamgym.pipeline.rl_run import RLRun  # noqa: E402
+from dreamgym.pipeline.run import Run  # noqa: E402
 from dreamgym.rl.config import RLConfig  # noqa: E402
 from dreamgym.rl.context import StateContext  # noqa: E402
 from dreamgym.rl.monitors import MEANING, Limits, alarms  # noqa: E402
@@ -119,7 +121,7 @@ def test_after_the_dream_the_start_is_probed_and_kept_where_nothing_is_better(lo
 def test_a_budget_holds_a_probe_back_that_is_as_long_as_episodes_are(logged, tmp_path):
     run = a_run(logged, tmp_path, {"iterations": 5, "tasks": 8}, budget=400)
     cap = adapter.cap
-    assert run._affordable(30) == max(0, int((400 - 30 * (cap + 1)) / (4 * cap))), "nothing is known: the longest"
+    assert run._affordable(30) == int((400 - 30 * (cap + 1)) / (4 * cap)), "nothing is known: the longest"
     run.trainer.progress.metrics.append({"steps": 2.0})
     run.trainer.progress.iteration = 1
     assert run._affordable(30) == 8, "two steps and a reset each: 135 of 400 are held back, 12 an episode group"
@@ -138,7 +140,7 @@ def test_a_budget_that_probes_would_eat_is_refused():
         check_budget("s2r", Reinforcement(real_budget=100, probe_every=1), 100)
 
 
-def test_what_policy_learning_would_refuse_is_refused_before_anything_is_trained():
+def test_what_policy_learning_would_refuse_is_refused_before_anything_is_trained(tmp_path):
     steps = len(adapter.tasks("probe", 50)) * (adapter.cap + 1)
     words = ["env=examples.own_environment:adapter", "s2r.probe_every=1"]
     check_learning(load_config(None, [*words, f"s2r.real_budget={steps + 1}"]), "rl", "s2r")
@@ -148,6 +150,8 @@ def test_what_policy_learning_would_refuse_is_refused_before_anything_is_trained
         check_learning(config, "rl", "s2r")
     with pytest.raises(ConfigError, match=r"the adapter vault has no achieved"):
         check_learning(load_config(None, [*words, "curriculum.hindsight=true", "curriculum.synthetic=0.5"]), "rl")
+    with pytest.raises(ConfigError, match=rf"s2r\.real_budget: {steps} does not bear a probe"):
+        sim_to_real(Run(tmp_path, config))  # who calls the stages from Python is told too
 
 
 def weights_of(folder) -> list[torch.Tensor]:

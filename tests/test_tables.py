@@ -14,7 +14,7 @@ from benchmarks.cells import EXPERIENCE, GOES_ON_FROM, GRPO, LONGER, PROBE, REAL
 from benchmarks.neutral import shown_equal
 from benchmarks.once import timed
 from dreamgym.core.files import read_json, write_json
-from dreamgym.pipeline.config import load_config
+from dreamgym.pipeline.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
 

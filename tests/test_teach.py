@@ -15,7 +15,7 @@ from dreamgym.endpoint.client import Endpoint
 from dreamgym.endpoint.config import EndpointConfig
 from dreamgym.experience.sft import target
 from dreamgym.experience.teach import ANNOTATIONS, AnnotatorConfig, episode_messages, estimate, quarantined, read_lesson, summary, teach
-from dreamgym.pipeline.config import load_config
+from dreamgym.pipeline.config_file import load_config
 from dreamgym.prompts import prompt
 
 EPISODES = [an_episode(name=f"e{i}") for i in range(6)]

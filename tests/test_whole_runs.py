@@ -183,7 +183,7 @@ def plays_its_dream_as_a_gymnasium_environment(run):
 def goes_on_in_another_run(run, following):
     """Logs, experience model and policy of an earlier run and what it met for real; never what it was evaluated or probed on."""
     from dreamgym.core.files import read_episodes
-    from dreamgym.pipeline.config import load_config
+    from dreamgym.pipeline.config_file import load_config
     from dreamgym.pipeline.continued import lesson
     from dreamgym.pipeline.grounding import logged
     from dreamgym.pipeline.logs import tasks_of

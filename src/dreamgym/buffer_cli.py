@@ -11,13 +11,13 @@ from rich.table import Table
 from dreamgym.core.errors import DataError
 from dreamgym.core.files import read_episodes, write_episodes
 from dreamgym.core.state import make_state
-from dreamgym.pipeline.config import load_config
+from dreamgym.pipeline.config_file import load_config
 from dreamgym.pipeline.run import BUFFER, bar, console, stage_file
 from dreamgym.replay.backfill import backfill as filled_in
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.replay.columns import NEVER, OUTCOMES
 from dreamgym.replay.contract import Query
-from dreamgym.replay.database import DATABASE, POINTER
+from dreamgym.replay.database import DATABASE
 from dreamgym.replay.encoder import HashingEncoder
 from dreamgym.replay.encoders import Encoder, SentenceEncoder, identity_of
 from dreamgym.replay.parquet import read_parquet, write_parquet
@@ -43,10 +43,10 @@ def _not_in_training(folder: Path) -> None:
         raise DataError(f"{folder}: belongs to a run whose training has not finished; finish it first (dreamgym train --run {run})")
 
 
-def _existing(folder: Path) -> None:
-    """A mistyped folder is not made."""
-    if not (folder / POINTER).exists():
-        raise DataError(f"{folder}: holds no buffer; a run's is its folder buffer, dreamgym buffer import makes one")
+def _existing(folder: Path) -> EpisodeStore:
+    """The buffer for writing; one that is not there is refused by the reader, and not made by the writer."""
+    EpisodeStore(folder, "ro").close()
+    return EpisodeStore(folder)
 
 
 def _serves_its_run(folder: Path, model: str | None) -> None:
@@ -97,18 +97,16 @@ def verify(folder: Folder) -> None:
 @app.command()
 def compact(folder: Folder) -> None:
     """Drop evicted episodes for good and give their room back; readers may go on meanwhile."""
-    _existing(folder)
     _not_in_training(folder)
-    store = EpisodeStore(folder)
+    store = _existing(folder)
     console.print(f"{compacted(store):,} steps dropped, {len(store):,} left; the old files go when the buffer is next opened for writing")
 
 
 @app.command()
 def backfill(folder: Folder, model: Model = None) -> None:
     """Give every step a vector of another encoder, then let that one serve; killed, it goes on where it was."""
-    _existing(folder)
     _serves_its_run(folder, model)
-    store, encoder = EpisodeStore(folder), _encoder(model)
+    store, encoder = _existing(folder), _encoder(model)
     number = store.add_encoder(identity_of(encoder), serving=not len(store))
     with bar() as progress:
         task = progress.add_task(f"encoding by {encoder.name}", total=len(store), completed=int(store.filled(number).sum()))

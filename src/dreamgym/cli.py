@@ -9,7 +9,7 @@ import typer
 
 from dreamgym import buffer_cli
 from dreamgym.core.errors import ConfigError, DreamgymError
-from dreamgym.pipeline.config import load_config
+from dreamgym.pipeline.config_file import load_config
 from dreamgym.pipeline.extras import need_extras
 from dreamgym.pipeline.run import Run, console, stage_file
 
@@ -193,7 +193,7 @@ def quickstart(overrides: Overrides = None, run: RunFolder = Path("runs/quicksta
 @app.command("config")
 def show_config(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Print the full configuration, defaults filled in."""
-    from dreamgym.pipeline.config import dump_config
+    from dreamgym.pipeline.config_file import dump_config
 
     console.print(dump_config(load_config(config, overrides or [])), end="", markup=False, soft_wrap=True)
 

@@ -21,7 +21,7 @@ from dreamgym.core.env import Env, Info, RealSteps, Step
 from dreamgym.core.errors import DataError, DreamgymError, MissingExtraError
 from dreamgym.core.record import stop_of, transition_of
 from dreamgym.core.seeding import keyed_rng
-from dreamgym.core.state import LINE, State, entity, make_state, text_of_state
+from dreamgym.core.state import Change, InconsistentChange, State, apply_change, entity, make_state, text_of_state
 from dreamgym.core.types import Episode, Panel, StopReason, Task, Transition
 from dreamgym.envs.adapter import Explorer
 from dreamgym.experience.annotate import GenericTeacher, Teacher
@@ -48,18 +48,17 @@ def text_lines(observation: str) -> State:
 
 
 def sound(state: State) -> State:
-    """``state``, which has one line per thing at most. Raises ``DataError`` naming two lines about one."""
-    about: dict[str, str] = {}
-    for text in state:
-        if not LINE.fullmatch(text):
-            continue
-        thing = entity(text)
-        if thing in about:
-            raise DataError(
-                f"an observation has two lines about {thing!r}: {about[thing]!r} and {text!r}; give each thing a name of its own"
-                " (red_shirt, door_2), or write lines that are not of the form [place] thing: description"
-            )
-        about[thing] = text
+    """``state``, if it is one that could be dreamed: a line per thing. Raises ``DataError`` naming the lines about one thing."""
+    try:
+        apply_change((), Change((), state))
+    except InconsistentChange as e:
+        names = [entity(text) for text in state]
+        thing = next(name for name in names if names.count(name) > 1)
+        lines = " and ".join(repr(text) for text, name in zip(state, names, strict=True) if name == thing)
+        raise DataError(
+            f"an observation has two lines about {thing!r}: {lines}; give each thing a name of its own (red_shirt, door_2), or write"
+            " lines that are not of the form [place] thing: description"
+        ) from e
     return state
 
 
@@ -90,7 +89,7 @@ class GymEnv:
 
     It is made and lives in a thread of its own, so that a slow step holds up no other episode's. ``info["invalid"]`` of a step says
     that the environment itself failed: no reward, and the episode is invalid. So is one whose environment raises, or does not answer
-    within ``patience`` seconds (``TimeoutError``; it is closed, and its thread ends, once it does).
+    within ``patience`` seconds (``RuntimeError``; it is closed, and its thread ends, once it does).
     """
 
     def __init__(
@@ -128,7 +127,7 @@ class GymEnv:
             self._thread, self._done = None, True
             thread.begin(self._left())  # once it has answered
             thread.stop()
-            raise TimeoutError(f"no answer within {self.patience:g} s")
+            raise RuntimeError(f"no answer within {self.patience:g} s")  # a TimeoutError would be told as the rollout engine's own
         return answer.result()
 
     async def _left(self) -> None:

@@ -7,15 +7,13 @@ Each is a stage of the run: its policy is in ``baselines/NAME``, its evaluation 
 
 from dreamgym.core.errors import ConfigError
 from dreamgym.lm.local import LocalLM
+from dreamgym.pipeline.acting import actor
 from dreamgym.pipeline.early_start import EARLY, early_start
 from dreamgym.pipeline.learn import warm_start
 from dreamgym.pipeline.logs import load_logs, successes
 from dreamgym.pipeline.preference import prefer, preferences
 from dreamgym.pipeline.run import LOGS, Run, drop_torn_checkpoints
 from dreamgym.pipeline.stages import Summary, base_path, demonstrations, fit_config, judged
-from dreamgym.rl.context import Context
-from dreamgym.rl.policy import STATE_CONTEXT, Policy
-from dreamgym.rl.reflective import REFLECTION_TOKENS, ReflectiveContext
 
 BASELINES = ("sft_all", "dpo", *EARLY)
 
@@ -23,7 +21,7 @@ BASELINES = ("sft_all", "dpo", *EARLY)
 def baseline(run: Run, name: str) -> Summary:
     """One of ``BASELINES``, trained and judged. Raises ``ConfigError`` where the run's policy is none that they can train."""
     config = run.config
-    if (config.policy.preset, config.policy.context, config.policy.lora) != ("tiny", "steps", None):
+    if not config.policy.plain:
         raise ConfigError(f"baseline {name}: needs policy.preset: tiny, policy.context: steps and no policy.lora")
     if config.sft.method != "imitation":
         raise ConfigError(f"baseline {name}: begins from imitation, which this run does not (sft.method: {config.sft.method})")
@@ -32,7 +30,6 @@ def baseline(run: Run, name: str) -> Summary:
     logs, folder, start = load_logs([run.path(LOGS)]), run.path(f"baselines/{name}"), run.path("sft")
     demos, fit = demonstrations(logs, config.sft.demonstrations), fit_config(config.sft.fit, config.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    context: Context = ReflectiveContext() if name == "self_reflection" else STATE_CONTEXT
     found: Summary = {"learning_real_steps": 0}
     if name in EARLY:
         proposer, alternatives = LocalLM.load(start), config.baselines.alternatives
@@ -44,9 +41,8 @@ def baseline(run: Run, name: str) -> Summary:
         else:
             pairs = preferences(demos, logs)
             policy, found["pairs"] = prefer(start, pairs, folder, config.seed, **config.baselines.dpo.model_dump()), len(pairs)
-    tokens = REFLECTION_TOKENS if isinstance(context, ReflectiveContext) else config.policy.tokens
-    actor = Policy(policy, config.evaluation.temperature, tokens, context)
-    return {**found, **judged(run, name, actor)}
+    begun_so = config.sft.model_copy(update={"method": name if name in EARLY else "imitation"})
+    return {**found, **judged(run, name, actor(policy, config.model_copy(update={"sft": begun_so})))}
 
 
 def stage_of(name: str) -> str:

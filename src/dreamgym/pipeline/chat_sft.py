@@ -136,7 +136,7 @@ def main() -> None:
     """Entry for ``accelerate launch``: this stage only, on a run whose logs are annotated; the command line finds it done afterwards."""
     from accelerate import PartialState
 
-    from dreamgym.pipeline.config import load_config
+    from dreamgym.pipeline.config_file import load_config
     from dreamgym.pipeline.grounding import run_buffer
     from dreamgym.pipeline.run import Run, console, drop_torn_checkpoints
     from dreamgym.pipeline.stages import train_experience_model

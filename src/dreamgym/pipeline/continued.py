@@ -25,7 +25,8 @@ from dreamgym.experience.teach import ANNOTATIONS
 from dreamgym.lm.fit import FitConfig, fit
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.words import add_whole_words
-from dreamgym.pipeline.config import RunConfig, load_config
+from dreamgym.pipeline.config import RunConfig
+from dreamgym.pipeline.config_file import load_config
 from dreamgym.pipeline.learn import WHOLE_WORD, Report, quiet
 from dreamgym.pipeline.logs import load_logs
 from dreamgym.pipeline.player import prompt_config

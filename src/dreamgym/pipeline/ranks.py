@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from dreamgym.core.errors import ConfigError, DreamgymError
-from dreamgym.pipeline.config import load_config
-from dreamgym.pipeline.reinforce import check_learning, reopen, train_policy
+from dreamgym.pipeline.config_file import load_config
+from dreamgym.pipeline.reinforce import reopen, train_policy
 from dreamgym.pipeline.run import Run, console
 from dreamgym.rl.ranks import Ranks
 
@@ -31,7 +31,6 @@ def main() -> None:
     console.quiet = not ranks.first
     if not run.done("warm-start"):
         raise ConfigError(f"{folder}: stage warm-start has not finished there; run: dreamgym train --run {folder} --stages start")
-    check_learning(run.config, "rl")
     if ranks.first:
         reopen(run, "train")
     ranks.wait()

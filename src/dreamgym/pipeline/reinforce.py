@@ -30,6 +30,7 @@ ALGORITHMS = {"group": "GRPO", "leave_one_out": "RLOO", "gae": "PPO"}
 def train_policy(run: Run, ranks: Ranks = ALONE) -> dict[str, object]:
     """Policy learning from the warm start, in the dream (0 real steps) or, as the control, in the real environment."""
     config = run.config
+    check_learning(config, "rl")
     dreaming = config.rl.environment == "dream"
     if dreaming:
         check_audit(run)
@@ -49,6 +50,7 @@ def train_policy(run: Run, ranks: Ranks = ALONE) -> dict[str, object]:
 
 def sim_to_real(run: Run) -> dict[str, object]:
     """The dream's policy learns on in the real environment, under a hard budget of real transitions (S2R, arXiv 2511.03773 §4.4)."""
+    check_learning(run.config, "s2r")
     return _reinforce(run, run.config.s2r, ("policy", "s2r_run", "s2r"), None, None, first=True)
 
 

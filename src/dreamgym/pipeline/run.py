@@ -15,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dreamgym.core.errors import ConfigError, DataError
 from dreamgym.core.files import read_json, write_atomic, write_json
-from dreamgym.pipeline.config import RunConfig, dump_config, load_config
+from dreamgym.pipeline.config import RunConfig
+from dreamgym.pipeline.config_file import dump_config, load_config
 
 console = Console(highlight=False)
 LOGS = "logs.jsonl.xz"

@@ -13,7 +13,8 @@ from pathlib import Path
 from dreamgym.core.errors import ConfigError
 from dreamgym.core.files import read_json, write_json
 from dreamgym.experience.teach import ANNOTATIONS
-from dreamgym.pipeline.config import RunConfig, load_config
+from dreamgym.pipeline.config import RunConfig
+from dreamgym.pipeline.config_file import load_config
 from dreamgym.pipeline.logs import load_logs
 from dreamgym.pipeline.run import LOGS, Run, console, decisive, differing, stage_file
 from dreamgym.pipeline.stages import ANNOTATED, refuse_evaluated

@@ -71,9 +71,10 @@ def collect(run: Run) -> Summary:
         path = shipped(f"logs-{_level(config)}.jsonl.xz") if config.logs == "shipped" else Path(config.logs)
         if config.logs == "shipped" and not path.exists():
             raise ConfigError(f"logs: none are shipped for {config.env}; set logs to 'collect' or to a file of episodes")
-        wrong = getattr(adapter, "wrong_name", None)
-        mine = config.logs != "shipped"
-        episodes = read_user_logs(path, lambda: _evaluated(config, adapter), wrong) if mine else shipped_logs(path, adapter)
+        if config.logs == "shipped":
+            episodes = shipped_logs(path, adapter)
+        else:
+            episodes = read_user_logs(path, lambda: _evaluated(config, adapter), getattr(adapter, "wrong_name", None))
     if not episodes:
         raise DataError(f"logs: {config.env} recorded no episode; its adapter has no explorers or no training tasks")
     failed = [e.id for e in episodes if not e.valid]
@@ -81,7 +82,7 @@ def collect(run: Run) -> Summary:
         console.print(f"  [yellow]{len(failed)} of {len(episodes)} episodes are invalid and left out[/yellow] (the first: {failed[0]})")
         episodes = [e for e in episodes if e.valid]
     if not episodes:
-        raise DataError(f"logs: none of {len(failed)} episodes of {config.env} is valid: its environment failed in each")
+        raise DataError(f"logs: none of {len(failed)} episodes of {config.env} is valid; what was raised there is told above")
     write_episodes(run.path(LOGS), episodes)
     steps = counter.total or sum(len(e.steps) for e in episodes)
     if met:
@@ -340,7 +341,12 @@ def audit_is_old(run: Run, stage: str = "audit", file: str = "audit.json") -> bo
         return False
     played = read_json(run.path(file))["policies"]
     assert isinstance(played, dict | list)
-    return any(run.path(name).exists() and name not in played for name in (("policy",) if played else ("sft", "policy")))
+    return any(name not in played for name in _trained(run) if name == "policy" or not played)
+
+
+def _trained(run: Run) -> list[str]:
+    """Policies that an audit can play: those of finished stages (a folder alone may hold a checkpoint or counted steps)."""
+    return [name for name, stage in (("sft", "warm-start"), ("policy", "train")) if run.done(stage)]
 
 
 def audit(run: Run) -> Summary:
@@ -350,7 +356,7 @@ def audit(run: Run) -> Summary:
         load_adapter(run.config.env),
         experience_model(run, logged(run)),
         load_logs([run.path(LOGS)]),
-        {name: LocalLM.load(run.path(name)) for name in ("sft", "policy") if run.path(name).exists()},
+        {name: LocalLM.load(run.path(name)) for name in _trained(run)},
         run.config.evaluation.panel,
     )
     if found.result["policies"] and not found.result["episodes"]:
@@ -364,7 +370,7 @@ def long_audit(run: Run) -> Summary:
     """What ``pipeline/fidelity.py`` measures beyond the audit, on the run's panel; its result goes to ``fidelity.json``."""
     retrieval = logged(run)
     model = experience_model(run, retrieval)
-    policies = {name: LocalLM.load(run.path(name)) for name in ("sft", "policy") if run.path(name).exists()}
+    policies = {name: LocalLM.load(run.path(name)) for name in _trained(run)}
     adapter, logs = load_adapter(run.config.env), load_logs([run.path(LOGS)])
     trained = [name for name in policies if name == "policy"]
     panel, judge = run.config.evaluation.panel, run.config.evaluation.judge

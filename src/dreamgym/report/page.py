@@ -19,7 +19,7 @@ from typing import Any, TypeGuard, TypeVar
 from dreamgym.core.errors import DataError, MissingExtraError
 from dreamgym.core.files import episode_of_line, read_episodes, read_json, write_atomic
 from dreamgym.core.types import Episode, StopReason
-from dreamgym.pipeline.config import load_config
+from dreamgym.pipeline.config_file import load_config
 from dreamgym.pipeline.results import evaluation_figures, successes_by_task
 from dreamgym.pipeline.stats import paired_interval
 from dreamgym.report.chart import Chart, Series, whole_ticks
