@@ -12,17 +12,17 @@ from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
 WIDTH = {"COLUMNS": "200"}
-ENV = {**os.environ, **WIDTH, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+ENV = {**os.environ, **WIDTH, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
 SMALL = [
-    "env=examples.own_environment:adapter",
+    "env=short_vault:adapter",
     "logs=collect",
     "base=tiny",
-    "collect_tasks=40",
+    "collect_tasks=30",
     "threads=1",
     "pretrain.epochs=2",
     "experience.teacher=generic",
     "experience.fit.epochs=3",
-    "experience.fit.rows=8",
+    "experience.fit.rows=6",
     "sft.fit.epochs=6",
     "rl.iterations=3",
     "rl.tasks=4",

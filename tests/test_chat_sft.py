@@ -90,7 +90,7 @@ def test_lora_through_trl_gives_an_adapter_that_plays_in_process(tmp_path, kind)
 def test_all_weights_learn_the_replies_by_heart(tmp_path):
     """Enough epochs on equal episodes: the fine-tuned model answers like the log, through the whole chat path."""
     model = tiny(tmp_path / "base", "llama")
-    config = settings(model, lora=None, epochs=60.0, learning_rate=3e-3, batch=3, checkpoint_every=500)
+    config = settings(model, lora=None, epochs=36.0, learning_rate=3e-3, batch=3, checkpoint_every=500)
     train_chat(EPISODES[:3], TASKS, ExperienceConfig(k=0), config, tmp_path / "out", seen(), 0)
     player = in_process(tmp_path / "out", ExperienceConfig(k=0), EndpointReply(reasoning_tokens=60, outcome_tokens=60, samples=1))
     answer = player.predict([REQUEST])[0]
@@ -150,7 +150,7 @@ def test_a_killed_fine_tuning_goes_on_at_its_checkpoint(tmp_path):
     model = tiny(tmp_path / "base", "llama")
     code = (
         "import sys; sys.path.insert(0, 'tests'); from test_chat_sft import *\n"
-        "train_chat(EPISODES, TASKS, ExperienceConfig(k=1), settings(Path(sys.argv[1]), epochs=8.0), Path(sys.argv[2]), seen(), 0,"
+        "train_chat(EPISODES, TASKS, ExperienceConfig(k=1), settings(Path(sys.argv[1]), epochs=4.0), Path(sys.argv[2]), seen(), 0,"
         " lambda d, t, loss: print('step', d, flush=True))"
     )
     words = [sys.executable, "-c", code, str(model), str(tmp_path / "out")]

@@ -10,6 +10,7 @@ pytest.importorskip("torch", reason="needs the extra [train]")
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from short_vault import adapter
 from test_chat_sft import TEMPLATE
 from test_core import an_episode
 from vault_model import VaultModel
@@ -29,7 +30,6 @@ from dreamgym.pipeline.rl_run import RLRun
 from dreamgym.replay.buffer import ReplayBuffer
 from dreamgym.replay.enrichment import Enriched
 from dreamgym.rl.context import ChatContext, StateContext, Turn
-from examples.own_environment import adapter
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FIRST = an_episode()
