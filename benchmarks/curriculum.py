@@ -42,8 +42,9 @@ def missing() -> list[str]:
     absent = [f"{POOL} {method_of(r)} seed {s}" for r in CURRICULUM_ROWS for s in SEEDS if not cell_path(POOL, method_of(r), s).exists()]
     if not (RESULTS / "generator.json").exists():
         return [*absent, "generator.json"]
-    made = read_json(RESULTS / "generator.json")["code"]
-    return absent + ([] if made == measure_code("generator", POOL) else ["generator.json of the present code"])
+    made = read_json(RESULTS / "generator.json")
+    current = (made["code"], made["seeds"]) == (measure_code("generator", POOL), list(SEEDS))
+    return absent + ([] if current else ["generator.json of the present code and all seeds"])
 
 
 def played(row: str, panel: str) -> list[dict[str, float]]:

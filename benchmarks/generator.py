@@ -1,6 +1,6 @@
 """The validity report of the task generator: are its tasks well formed, possible, new, and worth playing?
 
-    python -m benchmarks.generator         # writes benchmarks/results/generator.json; killed, it goes on at the seed that it was at
+    python -m benchmarks.generator         # writes benchmarks/results/generator.json, after each seed; killed, it goes on at the next
 
 The experience model of the mixed pool writes; the policies are the warm starts of the pool's seeds. 200 logged tasks, drawn uniformly, are
 played in groups of four, which gives the values by which the generator picks what to vary, and once more, which gives the mean value that
@@ -45,7 +45,7 @@ from dreamgym.rl.rollout import Rollout
 TASKS, GROUP, WANTED, ROUNDS = 200, 4, 200, 20
 PARENTS = 24
 """Tasks varied in a round."""
-SHARES = {"drafts": ("well_formed",), "held": ("possible", "furnished"), "n": ("solvable", "novel")}
+SHARES = {"well_formed": "drafts", "possible": "held", "furnished": "held", "solvable": "n", "novel": "n"}
 """What is reported as a share, and of what."""
 Json = dict[str, Any]
 
@@ -116,26 +116,20 @@ def measured(seed: int) -> Json:
 
 
 def together(found: Sequence[Json]) -> Json:
-    """Shares and means over the drafts, written tasks and groups of all seeds."""
-    total = {
-        k: sum(int(f[k]) for f in found) for k in ("n", "drafts", "held", *(k for ks in SHARES.values() for k in ks), "real_steps_audit")
-    }
+    """Shares of the drafts and written tasks of all seeds; the values are means over seeds of each one's mean."""
+    total = {k: sum(f[k] for f in found) for k in ("n", "drafts", "held", "real_steps_audit", *SHARES)}
     counts = {k: sum((Counter(f[k]) for f in found), Counter()) for k in ("not_solvable", "rejected", "by_difficulty")}
     uniform, written = ([fmean(f[k]) for f in found] for k in ("uniform", "written"))
     return {
         "n": total["n"],
         "drafts": total["drafts"],
-        **{k: total[k] / total[of] for of, ks in SHARES.items() for k in ks},
+        **{k: total[k] / total[of] for k, of in SHARES.items()},
         "value_uniform": fmean(uniform),
         "value_written": fmean(written),
         "value_ratio": fmean(written) / fmean(uniform),
-        "by_seed": {
-            "value_uniform": uniform,
-            "value_written": written,
-            "value_ratio": [w / u for w, u in zip(written, uniform, strict=True)],
-        },
+        "by_seed": {"value_uniform": uniform, "value_written": written},
         **{k: dict(c.most_common()) for k, c in counts.items()},
-        "simulator_variance_share": fmean(float(f["simulator_variance_share"]) for f in found),
+        "simulator_variance_share": fmean(f["simulator_variance_share"] for f in found),
         "real_steps_audit": total["real_steps_audit"],
         "examples": found[0]["examples"],
     }
@@ -145,14 +139,15 @@ def main() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if POOL not in all_levels():
         sys.exit(f"error: no logs of {POOL}; fix: python -m benchmarks.ship logs {POOL}, then base rooms")
-    code, found = measure_code("generator", POOL), []
+    code, found = measure_code("generator", POOL), {}
     for seed in SEEDS:
         path = WORK / f"generator-s{seed}-{code}.json"
         if not path.exists():
             write_json(path, measured(seed))
-        found.append(read_json(path))
-    result = {"level": POOL, "seeds": list(SEEDS), **together(found), "code": code, "commit": commit(), "versions": versions()}
-    write_json(HERE / "results" / "generator.json", result)
+        found[seed] = read_json(path)
+        said = {"code": code, "commit": commit(), "versions": versions()}
+        result = {"level": POOL, "seeds": list(found), **together(list(found.values())), **said}
+        write_json(HERE / "results" / "generator.json", result)
     for name, value in result.items():
         if name != "examples":
             console.print(f"{name:24} {value}")

@@ -73,8 +73,8 @@ def test_an_audit_that_measured_nothing_refuses_no_training(tmp_path, capsys):
 
 def test_an_audit_that_nobody_could_play_is_made_again_when_the_warm_start_is_there(tmp_path):
     from dreamgym.pipeline.config_file import load_config
+    from dreamgym.pipeline.judging import audit_is_old
     from dreamgym.pipeline.run import Run
-    from dreamgym.pipeline.stages import audit_is_old
 
     run = Run(tmp_path, load_config(None))
     assert not audit_is_old(run)
@@ -196,8 +196,8 @@ def test_an_episode_whose_environment_failed_teaches_nothing_and_is_counted(tmp_
 def test_an_evaluation_in_which_the_environment_always_failed_is_not_done(tmp_path, monkeypatch):
     from dreamgym.core.errors import DataError
     from dreamgym.pipeline.config_file import load_config
+    from dreamgym.pipeline.judging import judged
     from dreamgym.pipeline.run import Run
-    from dreamgym.pipeline.stages import judged
     from dreamgym.rl.policy import Scripted
     from examples.own_environment import Vault
 

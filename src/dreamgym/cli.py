@@ -59,8 +59,9 @@ def _existing(folder: Path, config: Path | None, overrides: list[str] | None, st
 
 
 def _stages(run: Run, *names: str) -> None:
+    from dreamgym.pipeline.judging import audit_is_old
     from dreamgym.pipeline.reinforce import check_learning, reopen
-    from dreamgym.pipeline.stages import AFTER, STAGES, audit_is_old
+    from dreamgym.pipeline.stages import AFTER, STAGES
 
     if {"train-experience", "train"} & set(names):
         check_learning(run.config, "rl", *(("s2r",) if "sim-to-real" in names else ()))
@@ -141,7 +142,7 @@ def audit(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigF
     opened = _existing(run, config, overrides, "train-experience")
     _stages(opened, "audit")
     if long:
-        from dreamgym.pipeline.stages import audit_is_old, long_audit
+        from dreamgym.pipeline.judging import audit_is_old, long_audit
 
         if audit_is_old(opened, "long-audit", "fidelity.json"):
             opened.forget("long-audit")
@@ -151,7 +152,7 @@ def audit(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigF
 @app.command()
 def attack(overrides: Overrides = None, run: RunFolder = DEFAULT, config: ConfigFile = None) -> None:
     """Try to talk a success into existence, in hundreds of ways: attacks.json says what the experience model grants wrongly."""
-    from dreamgym.pipeline.stages import attack as work
+    from dreamgym.pipeline.judging import attack as work
 
     opened = _existing(run, config, overrides, "train-experience")
     opened.stage("attack", lambda: work(opened))
@@ -160,8 +161,9 @@ def attack(overrides: Overrides = None, run: RunFolder = DEFAULT, config: Config
 @app.command()
 def report(run: RunFolder = DEFAULT) -> None:
     """One self-contained HTML page of a run: curves, budget, audit, episodes with their reasoning; results.json of a whole run."""
+    from dreamgym.pipeline.judging import audit_is_old
     from dreamgym.pipeline.results import write_results
-    from dreamgym.pipeline.stages import STAGES, audit_is_old
+    from dreamgym.pipeline.stages import STAGES
     from dreamgym.report.page import write_report
 
     if (run / "config.yaml").exists():

@@ -21,7 +21,7 @@ from dreamgym.core.env import Env, Info, RealSteps, Step
 from dreamgym.core.errors import DataError, DreamgymError, MissingExtraError
 from dreamgym.core.record import stop_of, transition_of
 from dreamgym.core.seeding import keyed_rng
-from dreamgym.core.state import Change, InconsistentChange, State, apply_change, entity, make_state, text_of_state
+from dreamgym.core.state import LINE, Change, InconsistentChange, State, apply_change, entity, make_state, text_of_state
 from dreamgym.core.types import Episode, Panel, StopReason, Task, Transition
 from dreamgym.envs.adapter import Explorer
 from dreamgym.experience.annotate import GenericTeacher, Teacher
@@ -52,9 +52,10 @@ def sound(state: State) -> State:
     try:
         apply_change((), Change((), state))
     except InconsistentChange as e:
-        names = [entity(text) for text in state]
+        about = [(entity(text), text) for text in state if LINE.fullmatch(text)]
+        names = [name for name, _ in about]
         thing = next(name for name in names if names.count(name) > 1)
-        lines = " and ".join(repr(text) for text, name in zip(state, names, strict=True) if name == thing)
+        lines = " and ".join(repr(text) for name, text in about if name == thing)
         raise DataError(
             f"an observation has two lines about {thing!r}: {lines}; give each thing a name of its own (red_shirt, door_2), or write"
             " lines that are not of the form [place] thing: description"

@@ -9,11 +9,12 @@ from dreamgym.core.errors import ConfigError
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.acting import actor
 from dreamgym.pipeline.early_start import EARLY, early_start
+from dreamgym.pipeline.judging import judged
 from dreamgym.pipeline.learn import warm_start
 from dreamgym.pipeline.logs import load_logs, successes
 from dreamgym.pipeline.preference import prefer, preferences
-from dreamgym.pipeline.run import LOGS, Run, drop_torn_checkpoints
-from dreamgym.pipeline.stages import Summary, base_path, demonstrations, fit_config, judged
+from dreamgym.pipeline.run import LOGS, Run, Summary, drop_torn_checkpoints
+from dreamgym.pipeline.stages import base_path, demonstrations, fit_config
 
 BASELINES = ("sft_all", "dpo", *EARLY)
 
@@ -41,8 +42,9 @@ def baseline(run: Run, name: str) -> Summary:
         else:
             pairs = preferences(demos, logs)
             policy, found["pairs"] = prefer(start, pairs, folder, config.seed, **config.baselines.dpo.model_dump()), len(pairs)
-    begun_so = config.sft.model_copy(update={"method": name if name in EARLY else "imitation"})
-    return {**found, **judged(run, name, actor(policy, config.model_copy(update={"sft": begun_so})))}
+    if name in EARLY:  # who has learned so is asked so
+        config = config.model_copy(update={"sft": config.sft.model_copy(update={"method": name})})
+    return {**found, **judged(run, name, actor(policy, config))}
 
 
 def stage_of(name: str) -> str:

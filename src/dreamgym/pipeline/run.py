@@ -23,6 +23,8 @@ LOGS = "logs.jsonl.xz"
 """A run's logs of the real environment."""
 BUFFER = "buffer"
 """Folder of its replay buffer."""
+Summary = dict[str, object]
+"""What a finished stage reports."""
 _DISK = ("(os error 27)", "(os error 28)", "No space left", "File too large", "PytorchStreamWriter", "inline_container")
 """How safetensors and torch.save say that the disk is full: neither raises OSError."""
 
@@ -55,7 +57,7 @@ class Run:
     def done(self, name: str) -> bool:
         return stage_file(self.folder, name).exists()
 
-    def stage(self, name: str, work: Callable[[], dict[str, object]]) -> dict[str, object]:
+    def stage(self, name: str, work: Callable[[], Summary]) -> Summary:
         """Do ``work`` once; its summary and wall time go to ``stages/<name>.json``."""
         marker = stage_file(self.folder, name)
         if marker.exists():
