@@ -3,6 +3,7 @@ runs are killed. ``ENV`` and ``ROOT`` are for those.
 """
 
 import contextlib
+import importlib.util
 import io
 import os
 import sys
@@ -29,7 +30,7 @@ SMALL = [
     "rl.group=4",
     "evaluation.games=8",
     "evaluation.samples=2",
-    "evaluation.audit_games=2",
+    "evaluation.audit_games=1",
     "experience.prompt.budget=64",
     "evaluation.probe_games=4",
     "rl.probe_every=2",
@@ -47,11 +48,10 @@ class Done(NamedTuple):
 
 def dreamgym(*words: str) -> Done:
     """``dreamgym WORDS`` from the repository's root. What it does not handle itself, it raises here."""
-    import torch
-
     from dreamgym.cli import main
 
-    out, err, code, threads = io.StringIO(), io.StringIO(), 0, torch.get_num_threads()
+    torch = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
+    out, err, code, threads = io.StringIO(), io.StringIO(), 0, torch.get_num_threads() if torch else 0
     with (
         contextlib.chdir(ROOT),
         contextlib.redirect_stdout(out),
@@ -64,7 +64,8 @@ def dreamgym(*words: str) -> Done:
         except SystemExit as e:
             code = int(e.code or 0)
         finally:
-            torch.set_num_threads(threads)
+            if torch:
+                torch.set_num_threads(threads)
     return Done(code, out.getvalue(), err.getvalue())
 
 

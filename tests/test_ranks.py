@@ -76,7 +76,7 @@ def test_two_processes_compute_the_gradient_of_one(both):
 
 
 def test_a_run_in_the_dream_on_two_processes_is_killed_and_goes_on(tmp_path, small_start):
-    run, small = tmp_path / "run", [*SMALL, "rl.iterations=4"]
+    run, small = tmp_path / "run", [*SMALL, "rl.iterations=3"]
     words = torchrun("-m", "dreamgym.pipeline.ranks", str(run))
     assert dreamgym("collect", "--run", str(run), *small).returncode == 0
     with (
@@ -88,7 +88,7 @@ def test_a_run_in_the_dream_on_two_processes_is_killed_and_goes_on(tmp_path, sma
     process = subprocess.Popen(words, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics = run / "policy_run" / "metrics.jsonl"
     for _ in range(2400):
-        if process.poll() is not None or (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
+        if process.poll() is not None or (metrics.exists() and len(metrics.read_text().splitlines()) >= 1):
             break
         time.sleep(0.05)
     all_of_it = [*psutil.Process(process.pid).children(recursive=True), process]  # torchrun's workers are sessions of their own
@@ -99,16 +99,16 @@ def test_a_run_in_the_dream_on_two_processes_is_killed_and_goes_on(tmp_path, sma
     done = subprocess.run(words, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert [m["iteration"] for m in told] == [0, 1, 2, 3]
+    assert [m["iteration"] for m in told] == [0, 1, 2]
     assert all(m["episodes"] == 16 for m in told)
     dreamed = list(read_episodes(run / "policy_run" / "episodes.jsonl"))
-    assert len(dreamed) == 64
-    assert len({e.id for e in dreamed}) == 64
+    assert len(dreamed) == 48
+    assert len({e.id for e in dreamed}) == 48
     buffer = ReplayBuffer(run / "buffer", mode="ro")
     assert not verify(buffer.store)
     assert told[-1]["buffer_steps"] == len(buffer)
     summary = json.loads((run / "stages" / "train.json").read_text())
-    assert (summary["iterations"], summary["rl_real_steps"]) == (4, 0)
+    assert (summary["iterations"], summary["rl_real_steps"]) == (3, 0)
     after = dreamgym("eval", "--run", str(run))
     assert after.returncode == 0, after.stdout
     assert "train: done before" not in after.stdout

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from command import dreamgym
 from embeddings_server import serving
 
 from dreamgym.core.errors import DataError, PanelLeakError
@@ -318,7 +319,7 @@ def test_an_episode_of_an_evaluation_panel_never_comes_in(tmp_path, opened):
 
 
 def command(*words):
-    done = subprocess.run([sys.executable, "-m", "dreamgym.cli", "buffer", *map(str, words)], capture_output=True, text=True)
+    done = dreamgym("buffer", *map(str, words))
     return done.returncode, done.stdout
 
 
