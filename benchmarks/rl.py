@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import product
 from statistics import fmean
 
-from benchmarks.cells import ALGORITHMS, BUDGETED, LATER_SEEDS, RL_LEVEL, RL_METHODS, SEEDS, all_levels, cell_path, seeds_of
+from benchmarks.cells import ALGORITHMS, BASELINES, BUDGETED, LATER_SEEDS, RL_LEVEL, RL_METHODS, SEEDS, all_levels, cell_path, seeds_of
 from benchmarks.tables import Cell, cells, markdown, publish, rows, spread
 from dreamgym.pipeline.play import LIVE
 from dreamgym.pipeline.stats import paired_interval
@@ -131,14 +131,15 @@ def _seconds(cell: Cell, at: dict[str, float] | None, waited: float) -> float | 
 
 def pairs() -> dict[str, Json]:
     """Differences of arms, named ``first - second``; of those that have three seeds in common."""
+    against = (("dream", "real"), ("s2r", "real"), ("s2r", BUDGETED), ("s2r", "dream"))
+    wanted = [(f"{a}_{x}", f"{a}_{y}") for a in ALGORITHMS for x, y in against]
+    wanted += [(f"{a}_dream", start) for a in ALGORITHMS for start in ("sft_all", "sft")]
+    wanted += [(baseline, "sft") for baseline in BASELINES]
     found = {}
-    for a in ALGORITHMS:
-        against = (("dream", "real"), ("s2r", "real"), ("s2r", BUDGETED), ("s2r", "dream"))
-        for first, second in [*((f"{a}_{x}", f"{a}_{y}") for x, y in against), (f"{a}_dream", "sft_all"), (f"{a}_dream", "sft")]:
-            ours, theirs = ({c["seed"]: rows(c, "real") for c in cells(RL_LEVEL, m)} for m in (first, second))
-            seeds = [s for s in ours if s in theirs]
-            if len(seeds) < len(SEEDS):
-                continue
+    for first, second in wanted:
+        ours, theirs = ({c["seed"]: rows(c, "real") for c in cells(RL_LEVEL, m)} for m in (first, second))
+        seeds = [s for s in ours if s in theirs]
+        if len(seeds) >= len(SEEDS):
             found[f"{first} - {second}"] = paired_interval([ours[s] for s in seeds], [theirs[s] for s in seeds], (first, second))
     return found
 
