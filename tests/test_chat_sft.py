@@ -146,13 +146,17 @@ def test_a_conversation_that_would_be_cut_is_refused(tmp_path):
         train_chat(EPISODES, TASKS, ExperienceConfig(), settings(model, max_length=128), tmp_path / "out", seen(), 0)
 
 
+def tuned(model: Path, out: Path) -> list[int]:
+    """The steps that a fine-tuning reports, from where it was."""
+    steps: list[int] = []
+    config = settings(model, epochs=4.0)
+    train_chat(EPISODES, TASKS, ExperienceConfig(k=1), config, out, seen(), 0, lambda step, *_: steps.append(step))
+    return steps
+
+
 def test_a_killed_fine_tuning_goes_on_at_its_checkpoint(tmp_path):
     model = tiny(tmp_path / "base", "llama")
-    code = (
-        "import sys; sys.path.insert(0, 'tests'); from test_chat_sft import *\n"
-        "train_chat(EPISODES, TASKS, ExperienceConfig(k=1), settings(Path(sys.argv[1]), epochs=4.0), Path(sys.argv[2]), seen(), 0,"
-        " lambda d, t, loss: print('step', d, flush=True))"
-    )
+    code = "import sys; sys.path.insert(0, 'tests'); from test_chat_sft import *\ntuned(Path(sys.argv[1]), Path(sys.argv[2]))"
     words = [sys.executable, "-c", code, str(model), str(tmp_path / "out")]
     root = Path(__file__).parents[1]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -168,9 +172,6 @@ def test_a_killed_fine_tuning_goes_on_at_its_checkpoint(tmp_path):
 
     drop_torn_checkpoints(tmp_path / "out" / "checkpoints")
     kept = [int(p.name.split("-")[1]) for p in (tmp_path / "out" / "checkpoints").glob("checkpoint-*")]
-    assert max(kept) > 5, "beyond the first step that is printed"
-    steps: list[int] = []
-    config = settings(model, epochs=4.0)
-    train_chat(EPISODES, TASKS, ExperienceConfig(k=1), config, tmp_path / "out", seen(), 0, lambda step, *_: steps.append(step))
-    assert steps[0] > max(kept), "it does not begin again"
+    assert max(kept) > 5, "beyond the first step that is reported"
+    assert tuned(model, tmp_path / "out")[0] > max(kept), "it does not begin again"
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()

@@ -94,12 +94,13 @@ def test_layers_are_computed_again_without_dropout(start, monkeypatch):  # noqa:
         assert torch.equal(a, b)
 
 
-def test_a_run_with_a_chat_model_and_lora(tmp_path):
-    base, run = tiny(tmp_path / "base", "qwen2"), tmp_path / "run"
+@pytest.mark.parametrize(("kind", "advantage"), [("qwen2", "group"), ("llama", "gae")])
+def test_a_run_with_a_chat_model_and_lora(tmp_path, kind, advantage):
+    base, run = tiny(tmp_path / "base", kind), tmp_path / "run"
     small = [w for w in SMALL if not w.startswith(("base=", "rl.iterations", "sft.fit"))]
     small += [f"base={base}", "rl.iterations=2", "sft.fit.epochs=2", "sft.fit.row_length=1024", "rl.row_length=1024", "collect_tasks=30"]
     small += ["experience.fit.row_length=1024", "experience.fit.epochs=0.1", "policy.preset=paper", "policy.tokens=48"]
-    small += ["policy.lora={r: 4}", "rl.advantage=gae"]
+    small += ["policy.lora={r: 4}", f"rl.advantage={advantage}"]
     done = dreamgym("train", "--run", str(run), *small)
     assert done.returncode == 0, done.stdout
     for folder in ("sft", "policy"):

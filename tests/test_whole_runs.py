@@ -193,7 +193,7 @@ def goes_on_in_another_run(run, following):
     other = dreamgym("train", *words)
     assert other.returncode == 1
     assert "so the same tasks would come first; give another one" in other.stdout.replace("\n", " ")
-    words += ["seed=1", "experience.fit.epochs=1", "rl.iterations=1", "rl.audit_floor=0", "evaluation.audit_games=1"]
+    words += ["seed=1", "experience.fit.epochs=1", "rl.iterations=1", "rl.audit_floor=0"]
     done = dreamgym("quickstart", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"of learning and probes in {run} and before".replace(" ", "") in "".join(done.stdout.split()), "a narrow console breaks paths"
