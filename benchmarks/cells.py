@@ -216,6 +216,8 @@ LATER_SEEDS = (3, 4, 5)
 same settings. ``sft`` has both."""
 POOL = "mixed"
 """Where curricula are compared."""
+SIX_SEEDS = ("sft", "grpo_dream+uniform", "grpo_dream+lambda_25")
+"""There, what has ``LATER_SEEDS`` too: three seeds of the difference that is the target had an interval of 13 points."""
 RL_METHODS = ("base", "sft", "sft_all", *BASELINES, *(f"{a}_{how}" for a in ALGORITHMS for how in ("real", "dream", "s2r", BUDGETED)))
 EARLY_METHODS = (*BASELINES, *(f"grpo_dream+{row}" for row in EARLY_ROWS))
 
@@ -323,7 +325,7 @@ def kind_of(method: str) -> str:
 
 def seeds_of(level: str, method: str) -> tuple[int, ...]:
     """Which seeds a method's cells have in the tables."""
-    if level == RL_LEVEL and method == "sft":
+    if (level == RL_LEVEL and method == "sft") or (level == POOL and method in SIX_SEEDS):
         return (*SEEDS, *LATER_SEEDS)
     if level == RL_LEVEL and (method in BASELINES or learning(method)[0] == "ppo"):
         return LATER_SEEDS

@@ -6,13 +6,13 @@
 
 It needs every cell of them and ``generator.json`` (``python -m benchmarks.generator``), and names what is missing. All arms have the same
 warm starts, experience model, iterations and tasks per iteration; those that write tasks also play each new one twice before it counts,
-which is in their dreamed transitions.
+which is in their dreamed transitions. Arms are paired by the seeds that both have (``SIX_SEEDS``: six, the others three).
 """
 
 import sys
 from statistics import fmean
 
-from benchmarks.cells import CURRICULUM_ROWS, HERE, POOL, SEEDS, all_levels, cell_path, measure_code
+from benchmarks.cells import CURRICULUM_ROWS, HERE, LATER_SEEDS, POOL, SEEDS, all_levels, cell_path, measure_code, seeds_of
 from benchmarks.tables import Cell, cells, markdown, publish, rows, spread
 from dreamgym.core.files import read_json
 from dreamgym.pipeline.stats import paired_interval
@@ -36,10 +36,15 @@ def method_of(row: str) -> str:
     return f"grpo_dream+{row}"
 
 
+def arms() -> list[str]:
+    """The methods of the rows."""
+    return [method_of(row) for row in CURRICULUM_ROWS]
+
+
 def missing() -> list[str]:
     if POOL not in all_levels():
         return [f"logs of {POOL} and a base that has read them (python -m benchmarks.ship)"]
-    absent = [f"{POOL} {method_of(r)} seed {s}" for r in CURRICULUM_ROWS for s in SEEDS if not cell_path(POOL, method_of(r), s).exists()]
+    absent = [f"{POOL} {m} seed {s}" for m in (START, *arms()) for s in seeds_of(POOL, m) if not cell_path(POOL, m, s).exists()]
     if not (RESULTS / "generator.json").exists():
         return [*absent, "generator.json"]
     made = read_json(RESULTS / "generator.json")
@@ -47,9 +52,16 @@ def missing() -> list[str]:
     return absent + ([] if current else ["generator.json of the present code and all seeds"])
 
 
-def played(row: str, panel: str) -> list[dict[str, float]]:
+def played(row: str, panel: str) -> dict[int, dict[str, float]]:
     """Real success by game, for each seed."""
-    return [rows(c, "real", panel) for c in cells(POOL, method_of(row))]
+    return {int(str(c["seed"])): rows(c, "real", panel) for c in cells(POOL, method_of(row))}
+
+
+def both(row: str, panel: str) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """The row's and uniform drawing's games, of the seeds that both have."""
+    ours, plain = played(row, panel), played(PLAIN, panel)
+    seeds = sorted(ours.keys() & plain.keys())
+    return [ours[s] for s in seeds], [plain[s] for s in seeds]
 
 
 def kind_of(task: str) -> str:
@@ -64,17 +76,26 @@ def by_kind(found: list[dict[str, float]]) -> dict[str, list[dict[str, float]]]:
 
 
 def ablation(row: str) -> Json:
-    test, unseen, plain = played(row, "test"), played(row, "unseen"), played(PLAIN, "test")
-    against = by_kind(plain)
+    test, unseen = (list(played(row, panel).values()) for panel in ("test", "unseen"))
     return {
+        "seeds": list(played(row, "test")),
         "success": [fmean(games.values()) for games in test],
         "unseen": [fmean(games.values()) for games in unseen],
         **{k: fmean(float(str(c[k])) for c in cells(POOL, method_of(row))) for k in ("updates", "dreamed_transitions", "wall_s")},
         "real_steps": real_steps(cells(POOL, method_of(row))),
         "by_difficulty": {k: fmean(fmean(g.values()) for g in found) for k, found in by_kind(test).items()},
-        "paired_interval": paired_interval(test, plain, (row, PLAIN)),
-        "paired_interval_unseen": paired_interval(unseen, played(PLAIN, "unseen"), (row, PLAIN)),
-        "paired_by_difficulty": {k: paired_interval(found, against[k], (f"{row}, {k}", PLAIN)) for k, found in by_kind(test).items()},
+        **({} if row == PLAIN else against_plain(row)),
+    }
+
+
+def against_plain(row: str) -> Json:
+    """Paired with uniform drawing."""
+    ours, plain = both(row, "test")
+    apart, theirs = by_kind(ours), by_kind(plain)
+    return {
+        "paired_interval": paired_interval(ours, plain, (row, PLAIN)),
+        "paired_interval_unseen": paired_interval(*both(row, "unseen"), (row, PLAIN)),
+        "paired_by_difficulty": {k: paired_interval(found, theirs[k], (f"{row}, {k}", PLAIN)) for k, found in apart.items()},
     }
 
 
@@ -84,38 +105,38 @@ def real_steps(found: list[Cell]) -> dict[str, float]:
 
 
 def table() -> str:
-    """Markdown: the start and the rows that have cells, and what sets those of all seeds apart from uniform drawing."""
+    """Markdown: the start and the rows that have cells, those of all six seeds once more, and what sets rows apart from uniform drawing."""
     if POOL not in all_levels():
         return ""
     methods = {START: START, **{row: method_of(row) for row in CURRICULUM_ROWS}}
-    found = {row: cells(POOL, method) for row, method in methods.items()}
-    apart = {row: by_kind([rows(c, "real") for c in of]) for row, of in found.items() if of}
-    kinds = [k for k in KINDS if any(k in of for of in apart.values())]
-    named = [KINDS[k] for k in kinds]
+    named, kinds = list(KINDS.values()), list(KINDS)
     costs = ["real steps: logs / RL / probe", "dreamed transitions", "updates", "min"]
     head = ["curriculum", "seeds", "**real success**, 150 test games", "54 unseen", *named, *costs]
     lines = [head, ["---"] * len(head)]
-    for row, of in found.items():
-        if not of:
-            continue
-        shown = [spread([fmean(rows(c, "real", panel).values()) for c in of]) for panel in ("test", "unseen")]
-        by_difficulty = [f"{fmean(fmean(g.values()) for g in apart[row][k]):.2f}" for k in kinds]
-        cost = {k: fmean(float(str(c[k])) for c in of) for k in ("dreamed_transitions", "updates", "wall_s")}
-        steps = " / ".join(f"{n:,.0f}" for n in real_steps(of).values())
-        figures = [steps, f"{cost['dreamed_transitions']:,.0f}", f"{cost['updates']:,.0f}", f"{cost['wall_s'] / 60:.0f}"]
-        lines.append([f"`{row}`", ", ".join(str(c["seed"]) for c in of), *shown, *by_difficulty, *figures])
+    for seeds in (SEEDS, (*SEEDS, *LATER_SEEDS)):
+        for row, method in methods.items():
+            of = [c for c in cells(POOL, method) if c["seed"] in seeds]
+            if not of or (seeds != SEEDS and seeds_of(POOL, method) == SEEDS):
+                continue
+            shown = [spread([fmean(rows(c, "real", panel).values()) for c in of]) for panel in ("test", "unseen")]
+            apart = by_kind([rows(c, "real") for c in of])
+            by_difficulty = [f"{fmean(fmean(g.values()) for g in apart[k]):.2f}" for k in kinds]
+            cost = {k: fmean(float(str(c[k])) for c in of) for k in ("dreamed_transitions", "updates", "wall_s")}
+            steps = " / ".join(f"{n:,.0f}" for n in real_steps(of).values())
+            figures = [steps, f"{cost['dreamed_transitions']:,.0f}", f"{cost['updates']:,.0f}", f"{cost['wall_s'] / 60:.0f}"]
+            lines.append([f"`{row}`", ", ".join(str(c["seed"]) for c in of), *shown, *by_difficulty, *figures])
     return "\n\n".join(filter(None, (markdown(lines), differences())))
 
 
 def differences() -> str:
-    """Markdown: rows that have all seeds, against uniform drawing."""
-    lines = [["first - second", "panel", "mean", "95 % interval over seeds and games"], ["---"] * 4]
-    plain = len(cells(POOL, method_of(PLAIN))) == len(SEEDS)
-    for row in CURRICULUM_ROWS:
-        if plain and row != PLAIN and len(cells(POOL, method_of(row))) == len(SEEDS):
-            for panel in ("test", "unseen"):
-                pair = paired_interval(played(row, panel), played(PLAIN, panel), (row, PLAIN))
-                lines.append([f"`{row} - {PLAIN}`", panel, f"{pair['mean']:+.3f}", f"{pair['low']:+.3f} .. {pair['high']:+.3f}"])
+    """Markdown: rows that have all of their seeds, against uniform drawing."""
+    lines = [["first - second", "seeds", "panel", "mean", "95 % interval over seeds and games"], ["---"] * 5]
+    whole = [row for row in CURRICULUM_ROWS if len(cells(POOL, method_of(row))) == len(seeds_of(POOL, method_of(row)))]
+    for row in whole if PLAIN in whole else ():
+        for panel in ("test", "unseen") if row != PLAIN else ():
+            pair = paired_interval(*both(row, panel), (row, PLAIN))
+            figures = [f"{pair['mean']:+.3f}", f"{pair['low']:+.3f} .. {pair['high']:+.3f}"]
+            lines.append([f"`{row} - {PLAIN}`", str(pair["n_seeds"]), panel, *figures])
     return markdown(lines) if len(lines) > 2 else ""
 
 
@@ -125,7 +146,7 @@ def result() -> Json:
     return {
         "level": POOL,
         "seeds": list(SEEDS),
-        "n_test": len(played(PLAIN, "test")[0]),
+        "n_test": len(played(PLAIN, "test")[SEEDS[0]]),
         "ablation": rows_of,
         "paired_interval": rows_of[FULL]["paired_interval"],
         "generator": {k: generator[k] for k in ("well_formed", "solvable", "novel", "value_ratio", "n", "rejected")},
@@ -137,5 +158,5 @@ if __name__ == "__main__":
     if "--make" in sys.argv:
         from benchmarks.grid import make
 
-        make((POOL, method_of(row), s) for s in SEEDS for row in CURRICULUM_ROWS)
+        make((POOL, m, s) for m in (START, *arms()) for s in seeds_of(POOL, m))
     sys.exit(publish("curriculum", table, missing(), result, "--check" in sys.argv))

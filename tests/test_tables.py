@@ -113,6 +113,17 @@ def test_games_of_the_pool_apart_by_kind():
         {"textworld/recipe2+go6/3": 0.0}, {}]}  # fmt: skip
 
 
+def test_a_curriculum_is_paired_with_uniform_drawing_by_the_seeds_that_both_have(monkeypatch):
+    def played(seeds, success):
+        games = [{"source": "real", "panel": "test", "task": f"textworld/easy/{n}", "success": success} for n in (1, 2)]
+        return [{"seed": s, "rows": [dict(g, success=g["success"] + s) for g in games]} for s in seeds]
+
+    found = {"grpo_dream+uniform": played((0, 1, 2, 4), 0.0), "grpo_dream+variance": played((0, 2, 4), 0.5)}
+    monkeypatch.setattr(curriculum, "cells", lambda level, method: found[method])
+    ours, plain = curriculum.both("variance", "test")
+    assert [[a[g] - b[g] for g in a] for a, b in zip(ours, plain, strict=True)] == [[0.5, 0.5]] * 3
+
+
 def test_a_written_result_that_differs_from_its_cells_is_found(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     found = {"success": [0.5, 0.75]}
