@@ -6,14 +6,15 @@
 
 It needs every cell of them and ``generator.json`` (``python -m benchmarks.generator``), and names what is missing. All arms have the same
 warm starts, experience model, iterations and tasks per iteration; those that write tasks also play each new one twice before it counts,
-which is in their dreamed transitions. Arms are paired by the seeds that both have (``SIX_SEEDS``: six, the others three).
+which is in their dreamed transitions. Arms are paired by the seeds that both have (``SIX_SEEDS``: six, the others
+three); ``seeds`` at the top of the file are those of all arms, each arm has its own.
 """
 
 import sys
 from statistics import fmean
 
 from benchmarks.cells import CURRICULUM_ROWS, HERE, LATER_SEEDS, POOL, SEEDS, all_levels, cell_path, measure_code, seeds_of
-from benchmarks.tables import Cell, cells, markdown, publish, rows, spread
+from benchmarks.tables import Cell, cells, in_common, markdown, publish, rows, spread
 from dreamgym.core.files import read_json
 from dreamgym.pipeline.stats import paired_interval
 
@@ -52,16 +53,9 @@ def missing() -> list[str]:
     return absent + ([] if current else ["generator.json of the present code and all seeds"])
 
 
-def played(row: str, panel: str) -> dict[int, dict[str, float]]:
-    """Real success by game, for each seed."""
-    return {int(str(c["seed"])): rows(c, "real", panel) for c in cells(POOL, method_of(row))}
-
-
 def both(row: str, panel: str) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """The row's and uniform drawing's games, of the seeds that both have."""
-    ours, plain = played(row, panel), played(PLAIN, panel)
-    seeds = sorted(ours.keys() & plain.keys())
-    return [ours[s] for s in seeds], [plain[s] for s in seeds]
+    return in_common(POOL, (method_of(row), method_of(PLAIN)), panel)
 
 
 def kind_of(task: str) -> str:
@@ -76,14 +70,15 @@ def by_kind(found: list[dict[str, float]]) -> dict[str, list[dict[str, float]]]:
 
 
 def ablation(row: str) -> Json:
-    test, unseen = (list(played(row, panel).values()) for panel in ("test", "unseen"))
+    found = cells(POOL, method_of(row))
+    test, unseen = ([rows(c, "real", panel) for c in found] for panel in ("test", "unseen"))
     return {
-        "seeds": list(played(row, "test")),
+        "seeds": [c["seed"] for c in found],
         "success": [fmean(games.values()) for games in test],
         "unseen": [fmean(games.values()) for games in unseen],
-        **{k: fmean(float(str(c[k])) for c in cells(POOL, method_of(row))) for k in ("updates", "dreamed_transitions", "wall_s")},
-        "real_steps": real_steps(cells(POOL, method_of(row))),
-        "by_difficulty": {k: fmean(fmean(g.values()) for g in found) for k, found in by_kind(test).items()},
+        **{k: fmean(float(str(c[k])) for c in found) for k in ("updates", "dreamed_transitions", "wall_s")},
+        "real_steps": real_steps(found),
+        "by_difficulty": {k: fmean(fmean(g.values()) for g in games) for k, games in by_kind(test).items()},
         **({} if row == PLAIN else against_plain(row)),
     }
 
@@ -146,7 +141,7 @@ def result() -> Json:
     return {
         "level": POOL,
         "seeds": list(SEEDS),
-        "n_test": len(played(PLAIN, "test")[SEEDS[0]]),
+        "n_test": len(rows(cells(POOL, method_of(PLAIN))[0], "real")),
         "ablation": rows_of,
         "paired_interval": rows_of[FULL]["paired_interval"],
         "generator": {k: generator[k] for k in ("well_formed", "solvable", "novel", "value_ratio", "n", "rejected")},

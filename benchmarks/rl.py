@@ -13,7 +13,7 @@ from itertools import product
 from statistics import fmean
 
 from benchmarks.cells import ALGORITHMS, BASELINES, BUDGETED, LATER_SEEDS, RL_LEVEL, RL_METHODS, SEEDS, all_levels, cell_path, seeds_of
-from benchmarks.tables import Cell, cells, markdown, publish, rows, spread
+from benchmarks.tables import Cell, cells, in_common, markdown, publish, rows, spread
 from dreamgym.pipeline.play import LIVE
 from dreamgym.pipeline.stats import paired_interval
 
@@ -137,10 +137,9 @@ def pairs() -> dict[str, Json]:
     wanted += [(baseline, "sft") for baseline in BASELINES]
     found = {}
     for first, second in wanted:
-        ours, theirs = ({c["seed"]: rows(c, "real") for c in cells(RL_LEVEL, m)} for m in (first, second))
-        seeds = [s for s in ours if s in theirs]
-        if len(seeds) >= len(SEEDS):
-            found[f"{first} - {second}"] = paired_interval([ours[s] for s in seeds], [theirs[s] for s in seeds], (first, second))
+        ours, theirs = in_common(RL_LEVEL, (first, second))
+        if len(ours) >= len(SEEDS):
+            found[f"{first} - {second}"] = paired_interval(ours, theirs, (first, second))
     return found
 
 

@@ -55,6 +55,13 @@ def rows(cell: Cell, source: str, panel: str = "test") -> dict[str, float]:
     return {r["task"]: float(r[key]) for r in found if r["source"] == source and r["panel"] == panel and r[key] is not None}
 
 
+def in_common(level: str, methods: tuple[str, str], panel: str = "test") -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Two methods' real success by game, of the seeds that both have, in the same order; for ``paired_interval``."""
+    ours, theirs = ({c["seed"]: rows(c, "real", panel) for c in cells(level, m)} for m in methods)
+    seeds = [s for s in ours if s in theirs]
+    return [ours[s] for s in seeds], [theirs[s] for s in seeds]
+
+
 def rates(level: str, method: str, source: str = "real") -> list[float]:
     return [fmean(rows(c, source).values()) for c in cells(level, method)]
 

@@ -3,17 +3,20 @@
 import json
 import os
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra [train]")
 
-from benchmarks import curriculum, experience, rl, tables
+from benchmarks import curriculum, endings, experience, rl, tables
 from benchmarks.cells import EXPERIENCE, GOES_ON_FROM, GRPO, LONGER, PROBE, REAL_BUDGET, S2R, SFT, measure_code
 from benchmarks.neutral import shown_equal
 from benchmarks.once import timed
 from dreamgym.core.files import read_json, write_json
+from dreamgym.core.state import diff, make_state
+from dreamgym.core.types import Episode, Task, Transition
 from dreamgym.pipeline.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -119,9 +122,46 @@ def test_a_curriculum_is_paired_with_uniform_drawing_by_the_seeds_that_both_have
         return [{"seed": s, "rows": [dict(g, success=g["success"] + s) for g in games]} for s in seeds]
 
     found = {"grpo_dream+uniform": played((0, 1, 2, 4), 0.0), "grpo_dream+variance": played((0, 2, 4), 0.5)}
-    monkeypatch.setattr(curriculum, "cells", lambda level, method: found[method])
+    monkeypatch.setattr(tables, "cells", lambda level, method: found[method])
     ours, plain = curriculum.both("variance", "test")
     assert [[a[g] - b[g] for g in a] for a, b in zip(ours, plain, strict=True)] == [[0.5, 0.5]] * 3
+
+
+def test_endings_count_the_last_iterations_by_the_number_of_foods():
+    plain, two = "cook green_apple fried diced", "cook green_apple fried diced and lettuce fried diced"
+
+    def played(iteration, n, wish, stop, *actions, changes=False):
+        """An episode of task ``n``; with ``changes`` each step leaves another state."""
+        states = [make_state([f"[kitchen] clock: {i if changes else 0}"]) for i in range(len(actions) + 1)]
+        change = [diff(a, b) for a, b in pairwise(states)]
+        steps = [
+            Transition(state=s, action=a, removed=c.removed, added=c.added, reward=0.0, outcome="go")
+            for s, a, c in zip(states, actions, change, strict=False)
+        ]
+        task = Task(id=f"textworld/hard/{n}", instruction=wish, first_state=states[0])
+        return Episode(
+            id=f"{n}.{iteration}",
+            env="dream",
+            task=task,
+            source="dream",
+            behaviour="policy",
+            transitions=steps,
+            stop=stop,
+            policy_version=iteration,
+        )
+
+    early = [played(0, 9, plain, "lost", "cook")] * 4
+    first = [played(4, 1, plain, stop, "look") for stop in ("won", "lost", "won", "won")]
+    same = [played(5, 2, two, "max_steps", *["take knife"] * 12)] * 2 + [
+        played(5, 2, two, "max_steps", *["go east", "go west"] * 6, changes=True)
+    ] * 2
+    checked = [
+        played(5, 3, two, "max_steps", "open", *["look", "go east", "go west"] * 4, changes=True),
+        played(5, 3, two, "invalid_change", "eat"),
+    ]
+    one, more = endings.counted([*early, *first, *same, *checked])
+    assert one == ["1", "4", "0.75", "0.25", "0.00", "0", "0", "0.2", "0.2"]
+    assert more == ["2", "6", "0.00", "0.00", "0.83", "2", "2", "0.2", "0.0"]
 
 
 def test_a_written_result_that_differs_from_its_cells_is_found(tmp_path, monkeypatch, capsys):
