@@ -18,7 +18,10 @@ from dreamgym.core.grammar import parse_reply  # noqa: E402
 from dreamgym.core.types import StopReason, Transition  # noqa: E402
 from dreamgym.lm.fit import FitConfig  # noqa: E402
 from dreamgym.lm.local import LocalLM  # noqa: E402
+from dreamgym.lm.packing import pack  # noqa: E402
+from dreamgym.pipeline import early_experience  # noqa: E402
 from dreamgym.pipeline.early_experience import (  # noqa: E402
+    WORLD_RATE,
     implicit_world_modelling,
     reason,
     reflection_trees,
@@ -119,6 +122,16 @@ def test_a_world_model_of_the_policy_learns_what_actions_change(tried, logged, t
     said = [s.action for s in Policy(policy, 0.0).act(turns)]
     assert sum(a == t.action for a, t in zip(said, (t for e in demos for t in e.transitions), strict=True)) > len(said) / 2
     assert not (tmp_path / "iwm" / "checkpoints").exists()
+
+
+def test_world_modelling_is_slow_and_imitation_has_the_other_updates(tried, logged, tmp_path, monkeypatch):  # noqa: F811
+    asked = []
+    monkeypatch.setattr(early_experience, "fit", lambda model, trees, config, folder: asked.append((config, len(pack(trees, 512)))))
+    for rate, of_world in ((FIT.learning_rate, WORLD_RATE), (WORLD_RATE / 5, WORLD_RATE / 5)):
+        implicit_world_modelling(logged[1], tried[1], FIT.model_copy(update={"learning_rate": rate}), tmp_path / str(rate))
+        (world, rows), (imitation, others) = asked[-2:]
+        assert (world.learning_rate, world.epochs, imitation.learning_rate) == (of_world, 1.0, rate)
+        assert rows + others * imitation.epochs == pytest.approx(others * FIT.epochs)
 
 
 def test_a_reflecting_policy_says_why_and_then_acts(tried, logged, tmp_path):  # noqa: F811

@@ -40,6 +40,9 @@ LIVE = 64
 """Real environments open at once."""
 SHOWN = 3
 """Lines of a change that a reason names."""
+WORLD_RATE = 5e-5
+"""World modelling learns at most at this rate (the paper's are 5e-6 and 1e-5): at that of a tiny policy's imitation it unlearns how a
+task's words decide the action, and imitation of what is demonstrated does not find that again (docs/development.md)."""
 
 
 @dataclass(frozen=True)
@@ -175,11 +178,12 @@ def reflection_trees(lm: LocalLM, tried: Sequence[Tried], context: ReflectiveCon
 
 
 def implicit_world_modelling(base: str | Path, tried: Sequence[Tried], config: FitConfig, folder: Path) -> LocalLM:
-    """One epoch of what actions do, then imitation for the rest of ``config``'s updates; saved in ``folder``."""
+    """One epoch of what actions do, at most at ``WORLD_RATE``, then imitation for the rest of ``config``'s updates; saved in ``folder``."""
     lm = LocalLM.load(base)
     demonstrations = {t.episode.id: t.episode for t in tried}
     world, imitation = world_trees(lm, tried), demonstration_trees(lm, list(demonstrations.values()))
-    fit(lm.model, world, config.model_copy(update={"epochs": 1.0}), folder / "checkpoints" / "world")
+    once = config.model_copy(update={"epochs": 1.0, "learning_rate": min(config.learning_rate, WORLD_RATE)})
+    fit(lm.model, world, once, folder / "checkpoints" / "world")
     rows = len(pack(imitation, config.row_length))
     left = max(config.epochs - len(pack(world, config.row_length)) / rows, 1.0)
     fit(lm.model, imitation, config.model_copy(update={"epochs": left}), folder / "checkpoints" / "imitation")
