@@ -378,3 +378,20 @@ def test_logs_are_annotated_by_an_llm_whose_cost_is_told_first(tmp_path):
     assert "out, about $0.0" in done.stdout
     found = json.loads((tmp_path / "other" / "stages" / "annotate.json").read_text())
     assert (found["annotated"], found["quarantined"], found["reasoning_words"]) == (5, 0, 20)
+
+
+def test_progress_is_told_in_lines_where_no_bar_can_move(monkeypatch, capsys):
+    from dreamgym.pipeline import run
+
+    monkeypatch.setattr(run, "SPOKEN", 0.0)
+    with run.bar() as progress:
+        run.fit_report(progress, "experience model")(20, 80, 0.5)
+        task = progress.add_task("recording episodes", total=None)
+        progress.advance(task)
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.strip())
+    assert first.startswith("  experience model loss 0.500: 20/80 after ")
+    assert second.startswith("  recording episodes: 1 after ")
+    monkeypatch.setattr(run, "SPOKEN", 30.0)
+    with run.bar() as progress:
+        run.fit_report(progress, "experience model")(20, 80, 0.5)
+    assert "20/80" not in capsys.readouterr().out, "not at every step"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dreamgym.core.errors import ConfigError, DataError
 from dreamgym.core.files import read_json, write_atomic, write_json
@@ -23,6 +23,8 @@ LOGS = "logs.jsonl.xz"
 """A run's logs of the real environment."""
 BUFFER = "buffer"
 """Folder of its replay buffer."""
+SPOKEN = 30.0
+"""Seconds between two lines of progress where no bar can be seen."""
 Summary = dict[str, object]
 """What a finished stage reports."""
 _DISK = ("(os error 27)", "(os error 28)", "No space left", "File too large", "PytorchStreamWriter", "inline_container")
@@ -139,9 +141,35 @@ def _short(value: float | int | str) -> str:
     return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:.0f}" if isinstance(value, float) else str(value)
 
 
+class _Lines(Progress):
+    """Where no bar can be seen to move (a log file, CI): now and then a line says how far it is."""
+
+    said = 0.0
+
+    def start(self) -> None:
+        self.said = time.monotonic()
+        super().start()
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        super().update(task_id, **fields)
+        self._say(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._say(task_id)
+
+    def _say(self, task_id: TaskID) -> None:
+        if time.monotonic() - self.said >= SPOKEN:
+            self.said, task = time.monotonic(), self._tasks[task_id]
+            of = "" if task.total is None else f"/{task.total:.0f}"
+            left = "" if task.time_remaining is None else f", about {task.time_remaining:.0f} s left"
+            self.console.print(f"  {task.description}: {task.completed:.0f}{of} after {task.elapsed or 0.0:.0f} s{left}")
+
+
 def bar() -> Progress:
-    """A progress bar with counts, time used and time left."""
-    return Progress(
+    """A progress bar with counts, time used and time left; lines where the output is no terminal."""
+    kind = Progress if console.is_terminal else _Lines
+    return kind(
         TextColumn("  {task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
