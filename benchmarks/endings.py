@@ -5,22 +5,23 @@
 
 Reads the ``episodes.jsonl`` that a reinforced cell leaves in ``benchmarks/work`` on the machine that made it (the file is not kept with the
 cell; ``python -m benchmarks.grid`` makes both anew), and counts, for tasks of so many foods, the episodes of the last five iterations: how
-they ended (shares of all), of those that ran out of steps how many changed nothing in their last ten (*stuck*) or went to and fro between
-two actions, and per draw the groups with four valid members and those of them whose members differ. Training episodes at T = 1, those of
-the dream are no result.
+they ended (shares of all), of those that ran out of steps how many changed nothing in their last ten (*stuck*), how many of these walked
+towards an open way that their state names (*at a way*, which only a dream refuses), how many went to and fro between two actions, and per
+draw the groups with four valid members and those of them whose members differ. Training episodes at T = 1, a dream's are no result.
 """
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from benchmarks.cells import WORK, cell_path
 from benchmarks.tables import console, markdown
 from dreamgym.core.files import read_episodes
-from dreamgym.core.types import Episode, StopReason
+from dreamgym.core.types import Episode, StopReason, Transition
 
 LAST = 5
 TAIL = 10
+AT_A_WAY = "at a way"
 MEMBERS = 4
 """Fewer say little of whether a group differs; written tasks are checked by two."""
 
@@ -31,11 +32,19 @@ def foods(episode: Episode) -> int:
 
 
 def stuck(episode: Episode) -> str:
-    """What its last steps were: nothing, to and fro, or neither ("")."""
+    """What its last steps were: nothing, nothing at an open way, to and fro, or none of these ("")."""
     tail = episode.transitions[-TAIL:]
     if not any(t.added or t.removed for t in tail):
-        return "stuck"
+        return AT_A_WAY if at_a_way(tail) else "stuck"
     return "to and fro" if len({t.action for t in tail}) <= 2 else ""
+
+
+def at_a_way(tail: Sequence[Transition]) -> bool:
+    """Whether most of these steps of several rooms walk from where one is towards an open way of the state, which never changes."""
+    rooms = [line[1:].partition("]")[0] for line in tail[-1].state if line.endswith("] you: here")]
+    [(action, _)] = Counter(t.action for t in tail).most_common(1)
+    verb, _, where = action.partition(" ")
+    return verb == "go" and any(line.endswith(f"] {room}_{where}: way") for room in rooms for line in tail[-1].state)
 
 
 def counted(episodes: Iterable[Episode]) -> list[list[str]]:
@@ -56,7 +65,8 @@ def counted(episodes: Iterable[Episode]) -> list[list[str]]:
         draws = min(LAST, last)
         differ = sum(any(g) and not all(g) for g in full)
         per_draw = [f"{len(full) / draws:.1f}", f"{differ / draws:.1f}"]
-        lines.append([str(n), str(ends.total()), *shares, *(str(how[k]) for k in ("stuck", "to and fro")), *per_draw])
+        how["stuck"] += how[AT_A_WAY]
+        lines.append([str(n), str(ends.total()), *shares, *(str(how[k]) for k in ("stuck", AT_A_WAY, "to and fro")), *per_draw])
     return lines
 
 
@@ -64,7 +74,7 @@ def main(words: list[str]) -> None:
     if len(words) < 3:
         sys.exit(__doc__)
     level, method, *seeds = words
-    head = ["seed", "foods", "episodes", "won", "lost", "out of steps", "stuck", "to and fro", "groups a draw", "that differ"]
+    head = ["seed", "foods", "episodes", "won", "lost", "out of steps", "stuck", AT_A_WAY, "to and fro", "groups a draw", "that differ"]
     lines = [head, ["---"] * len(head)]
     for seed in map(int, seeds):
         path = WORK / cell_path(level, method, seed).stem / "episodes.jsonl"

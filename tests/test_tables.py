@@ -132,7 +132,8 @@ def test_endings_count_the_last_iterations_by_the_number_of_foods():
 
     def played(iteration, n, wish, stop, *actions, changes=False):
         """An episode of task ``n``; with ``changes`` each step leaves another state."""
-        states = [make_state([f"[kitchen] clock: {i if changes else 0}"]) for i in range(len(actions) + 1)]
+        here = ["[kitchen] you: here", "[kitchen] kitchen_east: way", "[hall] hall_west: way"]
+        states = [make_state([*here, f"[kitchen] clock: {i if changes else 0}"]) for i in range(len(actions) + 1)]
         change = [diff(a, b) for a, b in pairwise(states)]
         steps = [
             Transition(state=s, action=a, removed=c.removed, added=c.added, reward=0.0, outcome="go")
@@ -159,9 +160,10 @@ def test_endings_count_the_last_iterations_by_the_number_of_foods():
         played(5, 3, two, "max_steps", "open", *["look", "go east", "go west"] * 4, changes=True),
         played(5, 3, two, "invalid_change", "eat"),
     ]
-    one, more = endings.counted([*early, *first, *same, *checked])
-    assert one == ["1", "4", "0.75", "0.25", "0.00", "0", "0", "0.2", "0.2"]
-    assert more == ["2", "6", "0.00", "0.00", "0.83", "2", "2", "0.2", "0.0"]
+    refused, no_way = (played(5, 4, two, "max_steps", *[action] * 12) for action in ("go east", "go west"))
+    one, more = endings.counted([*early, *first, *same, *checked, refused, no_way])
+    assert one == ["1", "4", "0.75", "0.25", "0.00", "0", "0", "0", "0.2", "0.2"]
+    assert more == ["2", "8", "0.00", "0.00", "0.88", "4", "1", "2", "0.2", "0.0"]
 
 
 def test_a_written_result_that_differs_from_its_cells_is_found(tmp_path, monkeypatch, capsys):
