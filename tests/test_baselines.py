@@ -14,7 +14,7 @@ from test_rl_run import logged  # noqa: E402, F401
 from dreamgym.core.env import RealSteps  # noqa: E402
 from dreamgym.core.errors import DataError  # noqa: E402
 from dreamgym.core.files import read_episodes  # noqa: E402
-from dreamgym.core.grammar import parse_reply  # noqa: E402
+from dreamgym.core.grammar import escape, parse_reply  # noqa: E402
 from dreamgym.core.types import StopReason, Transition  # noqa: E402
 from dreamgym.lm.fit import FitConfig  # noqa: E402
 from dreamgym.lm.local import LocalLM  # noqa: E402
@@ -138,7 +138,7 @@ def test_a_reflecting_policy_says_why_and_then_acts(tried, logged, tmp_path):  #
     _, found, _ = tried
     lm = LocalLM.load(logged[1])
     for t, tree in zip(found, reflection_trees(lm, found, CONTEXT), strict=True):
-        assert len(tree.segments) == 1 + len(t.others)
+        assert len(tree.segments) == 1 + bool(t.others)
         for segment in tree.segments:
             assert CONTEXT.read(lm.decode(segment.ids[1:-1])) == (t.demonstrated.action, True)
     policy = self_reflection(logged[1], found, FIT.model_copy(update={"epochs": 40.0}), tmp_path / "sr")
@@ -154,7 +154,15 @@ def test_a_reflecting_policy_says_why_and_then_acts(tried, logged, tmp_path):  #
 def test_no_reason_can_be_read_as_the_action(why, action):
     assert CONTEXT.read(CONTEXT.reflected(why, action)) == (action, True)
     assert CONTEXT.read(CONTEXT.reply(action)) == (action, True)
-    assert CONTEXT.read(action) == (action, False)
+    assert CONTEXT.read(f" @why {escape(why)} {action}")[1] is False, "a reason and nothing done"
+
+
+def test_who_reflects_is_asked_as_who_does_not(logged):  # noqa: F811
+    episodes, start = logged
+    lm, steps = LocalLM.load(start), [(e, t) for e in episodes[:5] for t in e.steps]
+    turns = [Turn(e.task.instruction, t.state, ()) for e, t in steps]
+    assert CONTEXT.prompts(lm, turns) == STATE_CONTEXT.prompts(lm, turns)
+    assert all(CONTEXT.reply(t.action) == STATE_CONTEXT.reply(t.action) for _, t in steps)
 
 
 def test_a_reason_names_what_both_did():

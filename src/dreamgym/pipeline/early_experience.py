@@ -167,11 +167,12 @@ def _effect(t: Transition) -> str:
 
 
 def reflection_trees(lm: LocalLM, tried: Sequence[Tried], context: ReflectiveContext) -> list[Tree]:
-    """Self-reflection: a reason against each other action, then the demonstrated one; mixed with the plain demonstrations."""
+    """Self-reflection: a reason against another action (the policy's own, where it has one), then the demonstrated one; mixed with the
+    plain demonstrations. One reason a state, as most data sets of the paper have: with more of them hardly a token is of an action."""
     trees = []
     for t, prompt in zip(tried, context.prompts(lm, [t.turn for t in tried]), strict=True):
         best = t.demonstrated
-        replies = [context.reply(best.action), *(context.reflected(reason(other, best), best.action) for other in t.others)]
+        replies = [context.reply(best.action), *(context.reflected(reason(other, best), best.action) for other in t.others[:1])]
         ids = [[*lm.encode(text), lm.eos] for text in replies]
         trees.append(Tree(tuple(prompt[:-1]), tuple(Segment((prompt[-1], *i), len(i)) for i in ids)))
     return trees
