@@ -46,12 +46,11 @@ METHODS = ("sft", "grpo_real", "grpo_dream", "grpo_dream+no_reasoning", "grpo_dr
 PLAYED = {
     "easy": METHODS,
     "standard": METHODS,
-    "hard": ("sft", "iwm", "grpo_real", "grpo_dream", "ppo_dream"),
+    "hard": ("sft", "iwm", "self_reflection", "grpo_real", "grpo_dream", "ppo_dream"),
     "mixed": ("sft", "grpo_dream+uniform", "grpo_dream+lambda_25"),
 }
 """The arms of the small form: of those that have cells or a kept model. Cells of a kind that is not among them start anew where a module
-was edited that none of these has; what these do not play (filtered enrichment, caution, hindsight, a reflecting policy) they do not
-compare."""
+was edited that none of these has; what these do not play (filtered enrichment, caution, hindsight) they do not compare."""
 
 
 def small_form(level: str, out: Path, edited: Sequence[str]) -> None:

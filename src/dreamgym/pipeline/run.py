@@ -160,7 +160,7 @@ class _Lines(Progress):
 
     def _say(self, task_id: TaskID) -> None:
         if time.monotonic() - self.said >= SPOKEN:
-            self.said, task = time.monotonic(), self._tasks[task_id]
+            self.said, task = time.monotonic(), next(t for t in self.tasks if t.id == task_id)
             of = "" if task.total is None else f"/{task.total:.0f}"
             left = "" if task.time_remaining is None else f", about {task.time_remaining:.0f} s left"
             self.console.print(f"  {task.description}: {task.completed:.0f}{of} after {task.elapsed or 0.0:.0f} s{left}")
