@@ -194,8 +194,7 @@ REAL_BUDGET = {"hard": {"grpo": 27_000, "ppo": 9_500}}
 tenth of what the algorithm takes without a budget. PPO's is reckoned from the lengths of GRPO's episodes. Learning rates fall to 0 over
 them."""
 EARLY_ROWS: dict[str, dict[str, Any]] = {f"{how}_start": {"model": "full", "start": how} for how in ("iwm", "self_reflection")}
-"""On ``EARLY_LEVEL``: policy learning in the dream that begins with Early Experience instead of the warm start."""
-EARLY_LEVEL = "easy"
+"""On ``RL_LEVEL``: PPO in the dream that begins with Early Experience instead of the warm start."""
 PROBE = {"every": 5, "games": 100}
 TEST_GAMES = 150
 METHODS = ("base", "sft", "sft_all", "grpo_real", "grpo_dream", *(f"grpo_dream+{v}" for v in VARIANTS if v != "full"))
@@ -218,8 +217,11 @@ POOL = "mixed"
 """Where curricula are compared."""
 SIX_SEEDS = ("sft", "grpo_dream+uniform", "grpo_dream+lambda_25")
 """There, what has ``LATER_SEEDS`` too: three seeds of the difference that is the target had an interval of 13 points."""
-RL_METHODS = ("base", "sft", "sft_all", *BASELINES, *(f"{a}_{how}" for a in ALGORITHMS for how in ("real", "dream", "s2r", BUDGETED)))
-EARLY_METHODS = (*BASELINES, *(f"grpo_dream+{row}" for row in EARLY_ROWS))
+RL_METHODS = (
+    *("base", "sft", "sft_all", *BASELINES),
+    *(f"{a}_{how}" for a in ALGORITHMS for how in ("real", "dream", "s2r", BUDGETED)),
+    *(f"ppo_dream+{row}" for row in EARLY_ROWS),
+)
 
 
 def methods(level: str) -> tuple[str, ...]:
@@ -228,7 +230,7 @@ def methods(level: str) -> tuple[str, ...]:
         return ("base", "sft", *(f"grpo_dream+{row}" for row in CURRICULUM_ROWS))
     if level == RL_LEVEL:
         return RL_METHODS
-    return (*METHODS, *EXPERIENCE_METHODS, *(EARLY_METHODS if level == EARLY_LEVEL else ()))
+    return (*METHODS, *EXPERIENCE_METHODS)
 
 
 def logs_of(level: str) -> Path:

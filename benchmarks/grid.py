@@ -9,9 +9,9 @@ seed) and **one experience model per (level, variant), which all seeds share**: 
 go on where they were. Methods: ``base``, ``sft``, ``sft_all``, ``grpo_dream``, ``grpo_real``, and ``grpo_dream+no_reasoning``,
 ``+no_retrieval``, ``+no_sheet``; about the experience model also those of ``EXPERIENCE_ROWS``: ``grpo_dream+k3``, ``+best_first``,
 ``+history``, ``+no_history``, ``+generic_teacher``, ``+prompted``, ``+no_reasoning_cautious``, ``+real_frozen``, ``+filtered``,
-``+2k_steps`` to ``+40k_steps``, ``+reasoning_em1``, ``+no_reasoning_em1`` ...; without rewards ``dpo``, ``iwm``, ``self_reflection``,
-and on *easy* ``grpo_dream+iwm_start`` and ``+self_reflection_start``. On *hard* also ``ppo_dream`` and ``ppo_real``, and for both
-algorithms ``_s2r`` (the real environment after the dream, few steps) and ``_real_at_s2r_budget`` (no dream); on *mixed* the curricula of
+``+2k_steps`` to ``+40k_steps``, ``+reasoning_em1``, ``+no_reasoning_em1`` ... On *hard* also ``ppo_dream`` and ``ppo_real``, and for both
+algorithms ``_s2r`` (the real environment after the dream, few steps) and ``_real_at_s2r_budget`` (no dream); without rewards ``dpo``,
+``iwm``, ``self_reflection``, and ``ppo_dream+iwm_start``, ``+self_reflection_start``, which go on from them; on *mixed* the curricula of
 ``CURRICULUM_ROWS``; both only where their logs have been recorded (``benchmarks.ship``).
 """
 

@@ -12,7 +12,19 @@ from collections.abc import Sequence
 from itertools import product
 from statistics import fmean
 
-from benchmarks.cells import ALGORITHMS, BASELINES, BUDGETED, LATER_SEEDS, RL_LEVEL, RL_METHODS, SEEDS, all_levels, cell_path, seeds_of
+from benchmarks.cells import (
+    ALGORITHMS,
+    BASELINES,
+    BUDGETED,
+    EARLY_ROWS,
+    LATER_SEEDS,
+    RL_LEVEL,
+    RL_METHODS,
+    SEEDS,
+    all_levels,
+    cell_path,
+    seeds_of,
+)
 from benchmarks.tables import Cell, cells, in_common, markdown, publish, rows, spread
 from dreamgym.pipeline.play import LIVE
 from dreamgym.pipeline.stats import paired_interval
@@ -135,6 +147,7 @@ def pairs() -> dict[str, Json]:
     wanted = [(f"{a}_{x}", f"{a}_{y}") for a in ALGORITHMS for x, y in against]
     wanted += [(f"{a}_dream", start) for a in ALGORITHMS for start in ("sft_all", "sft")]
     wanted += [(baseline, "sft") for baseline in BASELINES]
+    wanted += [(f"ppo_dream+{name}", other) for name, how in EARLY_ROWS.items() for other in (how["start"], "ppo_dream", "ppo_real")]
     found = {}
     for first, second in wanted:
         ours, theirs = in_common(RL_LEVEL, (first, second))

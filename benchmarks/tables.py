@@ -32,11 +32,6 @@ ROWS = {
     "grpo_dream+no_reasoning": "`grpo_dream`, experience model without reasoning",
     "grpo_dream+no_retrieval": "`grpo_dream`, without retrieval",
     "grpo_dream+no_sheet": "`grpo_dream`, without world sheet",
-    "dpo": "`dpo`: logged failures, without rewards",
-    "iwm": "`iwm`: Early Experience, implicit world modelling",
-    "self_reflection": "`self_reflection`: Early Experience, self-reflection",
-    "grpo_dream+iwm_start": "`grpo_dream`, begun from `iwm`",
-    "grpo_dream+self_reflection_start": "`grpo_dream`, begun from `self_reflection`",
 }
 """Rows of the first tables, those that have cells."""
 console = Console(highlight=False)
