@@ -98,3 +98,23 @@ def test_a_buffer_of_a_run_under_way_is_left_alone(tmp_path):
     for words in (("compact", run.path(BUFFER)), ("import", run.path(BUFFER), run.path(LOGS))):
         code, said = command(*words)
         assert (code, "whose training has not finished" in " ".join(said.split())) == (1, True)
+
+
+def test_what_a_judge_of_dreamed_episodes_took_is_among_the_metrics(tmp_path):
+    pytest.importorskip("openai", reason="needs the extra [endpoint]")
+    from test_judge import scores
+
+    from benchmarks.loopback import LoopbackServer
+
+    with LoopbackServer(lambda body: scores()) as server:
+        judge = f"{{judge: {{base_url: '{server.url}', model: j}}}}"
+        replay = growing(a_run(tmp_path / "run", "replay.enrichment=filtered", f"replay.admit={judge}"))
+        assert replay is not None
+        replay.add([episode(i, "dream") for i in range(20, 23)], 1)
+        first, idle = replay.metrics(), replay.metrics()
+        replay.add([episode(23, "dream")], 2)
+        second = replay.metrics()
+    assert (first["buffer_admitted"], first["admission_calls"], idle["admission_calls"], second["admission_calls"]) == (3, 3, 0, 1)
+    assert first["admission_tokens_in"] > 0 < first["admission_tokens_out"]
+    assert idle["admission_tokens_in"] == idle["admission_tokens_out"] == 0
+    replay.buffer.close()

@@ -164,6 +164,23 @@ def test_the_headline_is_real_success_with_its_interval_and_budget(full_run: Pat
         assert f" {row} " in text
 
 
+def test_the_costs_of_servers_are_shown_where_there_were_any(full_run: Path) -> None:
+    assert "LLMs behind servers" not in section(write_report(full_run).read_text(encoding="utf-8"), "costs")
+    train = json.loads((full_run / "stages/train.json").read_text())
+    judge = {"judge_tokens_in": 10.0, "judge_tokens_out": 20.0, "judge_usd": 0.0123}
+    admission = {"admission_tokens_in": 30.0, "admission_tokens_out": 40.0, "admission_usd": 1234.5}
+    stage(full_run, "train", **train, usd=None, **judge, **admission)
+    stage(full_run, "annotate", tokens_in=500, tokens_out=60, usd=2.5)
+    text = text_of(section(write_report(full_run).read_text(encoding="utf-8"), "costs"))
+    for row in (
+        "annotating logs 500 60 2.50 ",
+        "experience model, during RL 4 321 987 – ",
+        "judge of dreamed successes, during RL 10 20 0.012 ",
+        "judge of what comes into the buffer, during RL 30 40 1 234.50 ",
+    ):
+        assert f" {row}" in text.replace("\u202f", " ")
+
+
 def test_every_dreamed_figure_is_marked_and_none_is_in_the_result(full_run: Path) -> None:
     page = write_report(full_run).read_text(encoding="utf-8")
     assert "dreamed" not in section(page, "result")

@@ -254,31 +254,41 @@ def test_the_whole_way_with_an_experience_model_behind_a_server(tmp_path):
     run = tmp_path / "run"
     small = [*SMALL, "collect_tasks=30", "pretrain.epochs=1", "sft.fit.epochs=3", "rl.iterations=2", "rl.probe_every=0"]
     named = [*small, "experience.endpoint.server.model=m", "experience.second_opinion.verifier=examples.vault_verifier:unlocked"]
-    named += ["replay.enrichment=filtered", "replay.admit.novelty=0.8", "replay.capacity=120"]
-    assert dreamgym("collect", "--run", str(run), *named, "experience.endpoint.server.base_url=http://nowhere/v1").returncode == 0
-    with LoopbackServer(from_logs(read_episodes(run / "logs.jsonl.xz")), faulty=0.1, kinds=("429", "500", "schema")) as server:
-        words = [*named, f"experience.endpoint.server.base_url={server.url}"]
-        words += ["experience.endpoint.server.price_in=1", "experience.endpoint.server.price_out=2"]
-        done = dreamgym("quickstart", "--run", str(run), *words)
+    named += ["replay.enrichment=filtered", "replay.admit.novelty=0.8", "replay.capacity=120", "replay.admit.judge.model=j"]
+    servers = ("experience.endpoint.server", "replay.admit.judge")
+    named += [f"{server}.price_{way}={usd}" for server in servers for way, usd in (("in", 1), ("out", 2))]
+
+    def at(url):
+        return [*named, *(f"{server}.base_url={url}" for server in servers)]
+
+    assert dreamgym("collect", "--run", str(run), *at("http://nowhere/v1")).returncode == 0
+    rubric = dict.fromkeys(("causal_consistency", "diversity", "informativeness", "hallucination"), 2)
+    plays = from_logs(read_episodes(run / "logs.jsonl.xz"))
+
+    def answers(body):
+        return json.dumps({"rubric_scores": rubric}) if body["model"] == "j" else plays(body)
+
+    with LoopbackServer(answers, faulty=0.1, kinds=("429", "500", "schema")) as server:
+        done = dreamgym("quickstart", "--run", str(run), *at(server.url))
         assert done.returncode == 0, done.stdout
         calls = len(server.bodies)
     assert calls > 50
     summary = json.loads((run / "stages" / "train.json").read_text())
     assert summary["usd"] > 0
+    assert summary["admission_usd"] == (summary["admission_tokens_in"] + 2 * summary["admission_tokens_out"]) / 1e6 > 0
     assert summary["experience_calls_failed"] == 0
     assert summary["rl_real_steps"] == 0
     assert not (run / "experience").exists(), "nothing is trained"
     metrics = [json.loads(line) for line in (run / "policy_run" / "metrics.jsonl").read_text().splitlines()]
     logged = sum(len(e.steps) for e in read_episodes(run / "logs.jsonl.xz"))
     assert all(m["buffer_steps"] <= logged + 120 for m in metrics)
-    assert all(m["buffer_admitted"] + m["buffer_refused_known"] == 16 for m in metrics)
+    assert all(m["buffer_admitted"] + m["buffer_refused_known"] + m["buffer_refused_judged"] == 16 for m in metrics)
     assert metrics[-1]["buffer_evicted"] > 0
     assert json.loads((run / "results.json").read_text())["audit"]
     with LoopbackServer(from_logs(read_episodes(run / "logs.jsonl.xz"))) as server:
-        words[-3] = f"experience.endpoint.server.base_url={server.url}"  # another address of the same model goes on
-        attacked = dreamgym("attack", "--run", str(run), *words)
+        attacked = dreamgym("attack", "--run", str(run), *at(server.url))  # another address of the same models goes on
         assert attacked.returncode == 0, attacked.stdout
-        audited = dreamgym("audit", "--long", "--run", str(run), *words)
+        audited = dreamgym("audit", "--long", "--run", str(run), *at(server.url))
     assert audited.returncode == 0, audited.stdout
     assert json.loads((run / "fidelity.json").read_text())["n_policies"] == 4
     assert json.loads((run / "attacks.json").read_text())["n"] >= 200

@@ -79,7 +79,9 @@ def growing(run: Run) -> Enriched | None:
     if not _grows(run):
         return None
     buffer = run_buffer(run, "rw")
-    return Enriched(buffer, rules_of(c), c.capacity, search_of(c, buffer))
+    rules, search = rules_of(c), search_of(c, buffer)
+    judge = next((rule for rule in rules if isinstance(rule, WellJudged)), None)
+    return Judged(buffer, rules, judge, c.capacity, search) if judge else Enriched(buffer, rules, c.capacity, search)
 
 
 def following(run: Run) -> "Followed | None":
@@ -90,6 +92,20 @@ def following(run: Run) -> "Followed | None":
 
 def _grows(run: Run) -> bool:
     return run.config.replay.enrichment != "real_frozen" and run.config.experience.prompt.k > 0
+
+
+class Judged(Enriched):
+    """An enrichment that asks an LLM: what that took since the last call is among its metrics."""
+
+    def __init__(self, buffer: ReplayBuffer, rules: Sequence[Rule], judge: WellJudged, capacity: int | None, search: Search) -> None:
+        super().__init__(buffer, rules, capacity, search)
+        self.judge, self._told = judge, dict[str, int]()
+
+    def metrics(self) -> dict[str, float]:
+        spent = {f"admission_{name}": self.judge.chat.counts[name] for name in ("calls", "tokens_in", "tokens_out")}
+        since = {name: float(n - self._told.get(name, 0)) for name, n in spent.items()}
+        self._told = spent
+        return super().metrics() | since
 
 
 class Followed:

@@ -104,6 +104,7 @@ def long_audit(run: Run) -> Summary:
         acting = Policy(plays, run.config.rl.temperature, tokens_of(run.config), context_of(run.config))
         found["simulator_variance_share"] = share_on_logged_tasks(model, retrieval, adapter.cap, acting, tasks_of(logs), run.config.seed)
     if judge and chat:
+        found |= {f"judge_{name}": chat.counts[name] for name in ("tokens_in", "tokens_out")}
         found["judge_usd"] = judge.usd(chat.counts["tokens_in"], chat.counts["tokens_out"])
     write_json(run.path("fidelity.json"), found)
     return {k: v for k, v in found.items() if isinstance(v, int | float)}

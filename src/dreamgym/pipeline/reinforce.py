@@ -45,6 +45,8 @@ def train_policy(run: Run, ranks: Ranks = ALONE) -> dict[str, object]:
         found |= remote_costs(model, config.experience.endpoint, spent)
     if (opinion := config.experience.second_opinion) and opinion.judge:
         found["judge_usd"] = opinion.judge.usd(spent.get("judge_tokens_in", 0.0), spent.get("judge_tokens_out", 0.0))
+    if (admit := config.replay.admit) and admit.judge:
+        found["admission_usd"] = admit.judge.usd(spent.get("admission_tokens_in", 0.0), spent.get("admission_tokens_out", 0.0))
     return found
 
 

@@ -48,7 +48,7 @@ def write_report(folder: Path) -> Path:
     except ImportError as e:
         raise MissingExtraError("jinja2", "report") from e
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"pct": percent, "num": number, "dur": duration}
+    environment.filters |= {"pct": percent, "num": number, "usd": dollars, "dur": duration}
     template = environment.from_string(resources.files("dreamgym.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
     try:
         page = template.render(context(RunFiles(folder)))
@@ -182,7 +182,7 @@ def context(run: RunFiles) -> Json:
             "stages": run.stages, "command": command, "dreaming": dreaming, "evaluations": evaluations, "metrics": run.metrics,
             "budget": budget(run, dreaming), "charts": _charts(run, dreaming, evaluations), "groups": browse(run, dreaming),
             "audit": run.audit, "long": _long(run), "attacks": run.attacks, "errors": error_examples(run.audit or {}),
-            "tasks": tasks_view(run.folder, run.metrics, run.drafts, dreaming),
+            "paid": paid(run), "tasks": tasks_view(run.folder, run.metrics, run.drafts, dreaming),
             "longest": max((number_of(s, "wall_s") for s in run.stages.values()), default=0.0)}
 
 
@@ -219,6 +219,17 @@ def budget(run: RunFiles, dreaming: bool) -> list[tuple[str, int | None, str]]:
             ("probe", of("train", "probe_real_steps"), "chooses the checkpoint; nothing is trained on it"),
             ("evaluation", played, "judges before and after; nothing is trained on it"),
             ("audit", int(number_of(run.audit, "real_steps_audit")) if run.audit else None, "judges the dream; nothing is trained on it")]
+
+
+def paid(run: RunFiles) -> list[tuple[str, object, object, object]]:
+    """What was asked of LLMs behind servers, and by whom: tokens in, tokens out, US dollars; each None where it is not known."""
+    train, annotate, fidelity = run.stages.get("train", {}), run.stages.get("annotate", {}), run.fidelity or {}
+    asked = [("annotating logs", annotate, "", "usd"), ("experience model, during RL", train, "experience_", "usd"),
+             ("judge of dreamed successes, during RL", train, "judge_", "judge_usd"),
+             ("judge of what comes into the buffer, during RL", train, "admission_", "admission_usd"),
+             ("judge of dreamed steps, in the long audit", fidelity, "judge_", "judge_usd")]
+    return [(who, found.get(f"{name}tokens_in"), found.get(f"{name}tokens_out"), found[usd])
+            for who, found, name, usd in asked if usd in found]
 
 
 def error_examples(audit: Json) -> list[dict[str, str]]:
@@ -324,6 +335,11 @@ def percent(value: object, unit: str = " %") -> str:
 def number(value: object) -> str:
     """A whole number with thin spaces, or three digits."""
     return "–" if not _finite(value) else f"{value:,.0f}".replace(",", "\u202f") if value == int(value) else f"{value:.3g}"
+
+
+def dollars(value: object) -> str:
+    """US dollars, with cents from ten cents on."""
+    return "–" if not _finite(value) else f"{value:.2g}" if value < 0.1 else f"{value:,.2f}".replace(",", "\u202f")
 
 
 def duration(value: object) -> str:
