@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch", reason="needs the extra [train]")
 
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM  # noqa: E402
 
+from dreamgym.core.errors import ConfigError  # noqa: E402
 from dreamgym.lm.cache import STEP, join, roomy_cache  # noqa: E402
 from dreamgym.lm.local import LocalLM  # noqa: E402
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
@@ -85,3 +86,10 @@ def test_a_roomy_cache_holds_what_the_one_of_transformers_holds(tokenizer, data)
             seen, wanted = ours.update(keys, values, layer), theirs.update(keys, values, layer)
             assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(seen, wanted, strict=True))
     assert ours.get_seq_length() == theirs.get_seq_length()
+
+
+def test_more_than_a_model_was_made_for_is_refused_by_name(tokenizer):
+    lm = llama(tokenizer)
+    assert len(lm.generate([[5] * 2040], 8)) == 1
+    with pytest.raises(ConfigError, match="a prompt of 2041 tokens and a reply of up to 8 do not fit the 2048"):
+        lm.generate([[5], [5] * 2041], 8)

@@ -14,7 +14,7 @@ from dreamgym.core.env import Info, Step
 from dreamgym.core.errors import BatchError, TrainingError
 from dreamgym.core.lockstep import Lockstep
 from dreamgym.core.seeding import keyed_rng
-from dreamgym.core.types import Task
+from dreamgym.core.types import StopReason, Task
 from dreamgym.pipeline.stats import paired_interval, pass_at
 
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
@@ -217,6 +217,65 @@ def test_a_slow_environment_holds_nobody_up_and_one_that_never_answers_is_one_in
     seats = [Seat(Task(id=name, instruction="x", first_state=()), 0, 0) for name in names]
     played = rollouts(Says(), lambda seat, lockstep: Room(), seats, "real", "rooms")
     assert [(r.episode.valid, len(r.samples)) for r in played] == [(True, 3), (True, 3), (False, 0), (True, 3)]
+
+
+def test_those_that_wait_for_a_place_do_not_wait_for_stragglers(monkeypatch):
+    monkeypatch.setattr("dreamgym.rl.rollout.STRAGGLING_S", 2)
+    here: set[str] = set()
+    most, done = [0], list[str]()
+    rest = asyncio.Event()
+
+    class Room:
+        """One step; that of ``slow`` waits until all others are done."""
+
+        async def reset(self, task: Task, seed: int) -> tuple[str, Info]:
+            self.name = task.id
+            here.add(self.name)
+            most[0] = max(most[0], len(here))
+            return "[room] mat: here", {}
+
+        async def step(self, action: str) -> Step:
+            if self.name == "slow":
+                await rest.wait()
+            return Step("[room] mat: 0", 1.0, True, False, {})
+
+        async def close(self) -> None:
+            here.discard(self.name)
+            done.append(self.name)
+            if len(done) == 5:
+                rest.set()
+
+    class Says:
+        def act(self, turns):
+            return [Sample((1,), (2,), (0.0,), "go") for _ in turns]
+
+    names = ("quick1", "slow", "quick2", "quick3", "quick4", "quick5")
+    seats = [Seat(Task(id=name, instruction="x", first_state=()), 0, 0) for name in names]
+    played = rollouts(Says(), lambda seat, lockstep: Room(), seats, "real", "rooms", live=2)
+    assert [r.episode.task.id for r in played] == list(names)
+    assert all(r.episode.valid for r in played)
+    assert (most[0], done[-1]) == (2, "slow")
+
+
+def test_an_environment_that_never_closes_ends_nobody_elses_episode_and_keeps_its_own(monkeypatch):
+    monkeypatch.setattr("dreamgym.rl.rollout.PATIENCE_S", 1.0)
+
+    class Room:
+        async def reset(self, task: Task, seed: int) -> tuple[str, Info]:
+            return "[room] mat: here", {}
+
+        async def step(self, action: str) -> Step:
+            return Step("[room] mat: 0", 1.0, True, False, {})
+
+        async def close(self) -> None:
+            await asyncio.Event().wait()
+
+    class Says:
+        def act(self, turns):
+            return [Sample((1,), (2,), (0.0,), "go") for _ in turns]
+
+    [played] = rollouts(Says(), lambda seat, lockstep: Room(), [Seat(Task(id="a", instruction="x", first_state=()), 0, 0)], "real", "rooms")
+    assert (played.episode.valid, played.episode.stop) == (True, StopReason.WON)
 
 
 def test_what_fails_elsewhere_is_nobodys_own_failure():

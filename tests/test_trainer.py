@@ -7,7 +7,7 @@ from statistics import fmean
 import pytest
 
 from dreamgym.core.env import Step
-from dreamgym.core.errors import TrainingError
+from dreamgym.core.errors import ConfigError, TrainingError
 from dreamgym.core.types import Task
 from dreamgym.rl.config import RLConfig
 
@@ -15,10 +15,11 @@ torch = pytest.importorskip("torch", reason="needs the extra [train]")
 
 from dreamgym.lm.local import LocalLM  # noqa: E402
 from dreamgym.lm.tiny import tiny_llama, train_tokenizer  # noqa: E402
+from dreamgym.rl.credit import step_credit  # noqa: E402
 from dreamgym.rl.critic import Critic  # noqa: E402
-from dreamgym.rl.policy import Policy  # noqa: E402
+from dreamgym.rl.policy import ACTION_TOKENS, Policy  # noqa: E402
 from dreamgym.rl.rollout import rollouts  # noqa: E402
-from dreamgym.rl.trainer import Trainer  # noqa: E402
+from dreamgym.rl.trainer import Trainer, check_head  # noqa: E402
 
 TASKS = [Task(id=f"t/{letter}", instruction=letter, first_state=()) for letter in "cdm"]
 ALGORITHMS = {
@@ -236,3 +237,53 @@ def test_a_critic_reads_each_prompt_alone(start):
     assert together == pytest.approx([critic.values([p])[0] for p in prompts], abs=0.03)
     assert together[0] == together[3]
     assert len(set(together)) == 5
+
+
+@pytest.mark.parametrize("loss", ["token", "sequence", "fixed"])
+def test_an_update_has_the_same_gradient_in_one_part_and_in_many_and_sample_by_sample(start, loss):
+    torch.set_num_threads(1)
+    gradients = {}
+    for cut, (length, rows) in {"whole": (4096, 1000), "parts": (64, 1)}.items():
+        trainer = a_trainer(start, {"loss": loss, "row_length": length, "rows": rows, "updates": 1, "passes": 1, "max_grad_norm": 1e9})
+        parameters, step = trainer.lm.trained, trainer.optimizer.step
+
+        def kept(parameters=parameters, step=step, cut=cut):
+            gradients[cut] = [p.grad.clone() for p in parameters]
+            step()
+
+        trainer.optimizer.step = kept
+        played, _, metrics = trainer.iterate(TASKS)
+        assert metrics["updates"] == 1
+    lm, total, count = LocalLM.load(start), torch.zeros(()), 0
+    for rollout, row in zip(played, step_credit(played, trainer.config), strict=True):
+        for s, advantage in zip(rollout.samples, row, strict=True):
+            if loss == "token" and abs(advantage) < 1e-6:
+                continue
+            logits = lm.model(torch.tensor([[*s.prompt, *s.ids]])).logits[0, len(s.prompt) - 1 : -1]
+            logp = torch.log_softmax(logits, -1).gather(1, torch.tensor(s.ids)[:, None])
+            total = total - advantage * {"token": logp.sum(), "sequence": logp.mean(), "fixed": logp.sum() / ACTION_TOKENS}[loss]
+            count += len(s.ids) if loss == "token" else 1
+    (total / count).backward()
+    for whole, parts, alone in zip(gradients["whole"], gradients["parts"], lm.trained, strict=True):
+        assert float((whole - parts).norm() / alone.grad.norm()) < 0.03, "16 bits on many CPUs"
+        assert float((whole - alone.grad).norm() / alone.grad.norm()) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "message"),
+    [
+        ("Granite", {"logits_scaling": 4.0}, "GraniteForCausalLM scales or caps its logits"),
+        ("Cohere", {"logit_scale": 0.0625}, "CohereForCausalLM scales or caps its logits"),
+        ("GPT2", {}, "GPT2LMHeadModel"),
+    ],
+)
+def test_a_base_whose_logits_are_more_than_its_heads_is_refused_before_it_is_trained(start, family, keys, message):
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    if family == "GPT2":
+        sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2}
+    tokenizer = LocalLM.load(start).tokenizer
+    config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), **sizes, **keys)
+    with pytest.raises(ConfigError, match=message):
+        check_head(LocalLM(transformers.AutoModelForCausalLM.from_config(config), tokenizer))

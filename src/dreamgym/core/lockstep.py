@@ -33,9 +33,14 @@ class Lockstep:
         self._waiting: dict[str, list[tuple[Key, object, asyncio.Future[object]]]] = {name: [] for name in functions}
         self._live = 0
 
+    @property
+    def deserted(self) -> bool:
+        """Whether nobody is here: all that live wait for something from elsewhere."""
+        return self._live == 0
+
     async def run(self, episodes: Sequence[Awaitable[T]]) -> list[T]:
-        """Run all coroutines to their end; results in their order."""
-        self._live = len(episodes)
+        """Run all coroutines to their end, beside those of earlier calls; results in their order."""
+        self._live += len(episodes)
 
         async def one(episode: Awaitable[T]) -> T:
             try:

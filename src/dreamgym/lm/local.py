@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from dreamgym.core.errors import DataError
+from dreamgym.core.errors import ConfigError, DataError
 from dreamgym.lm.cache import Memory, join, preload, roomy_cache
 from dreamgym.lm.lora import Lora
 from dreamgym.lm.precision import short
@@ -107,12 +107,20 @@ class LocalLM:
 
         Greedy at temperature 0; otherwise row i samples with ``draws[i]`` alone. Log-probabilities are those of the
         distribution sampled from (after temperature); greedy ones those at temperature 1. Prompt i goes on from its first ``known[i]``
-        tokens, a prompt and its reply of an earlier call: what ``memory`` has of them is not read again.
+        tokens, a prompt and its reply of an earlier call: what ``memory`` has of them is not read again. Raises ``ConfigError`` where a
+        prompt and a reply may be longer than the model was made for.
         """
         if not prompts:
             return []
         if temperature > 0 and (draws is None or len(draws) != len(prompts)):
             raise ValueError(f"sampling needs one generator per prompt: {len(prompts)} prompts")
+        longest, places = max(map(len, prompts)), getattr(self.model.config, "max_position_embeddings", None)
+        if places and longest + budget > places:
+            raise ConfigError(
+                f"a prompt of {longest} tokens and a reply of up to {budget} do not fit the {places} that this model was made for"
+                " (max_position_embeddings); show it less (policy.context: steps, a shorter history), end episodes earlier (rl.horizon), or"
+                " take a model with more"
+            )
         unique = {tuple(p): None for p in prompts}
         row_of = {p: i for i, p in enumerate(unique)}
         begun = dict(zip(map(tuple, prompts), known, strict=False)) if memory else {}
@@ -143,6 +151,7 @@ class LocalLM:
             last.append(told.logits[:, -1].float())
         rows = torch.tensor([row_of[tuple(p)] for p in prompts], device=place)  # equal prompts (members of a group, mostly) are read once
         cache, logits, mask = join(read, rows, self.model.dtype), torch.cat(last)[rows], mask[rows]
+        read.clear()  # else the prompts' keys and values are held twice while the replies are written
         out: list[list[int]] = [[] for _ in range(n)]
         logprobs: list[list[float]] = [[] for _ in range(n)]
         live = list(range(n))

@@ -24,11 +24,7 @@ def play_real(
 ) -> list[Rollout]:
     """Episodes in the real environment; every step goes to ``counter`` under ``purpose``."""
     counter.purpose = purpose
-    played: list[Rollout] = []
-    for i in range(0, len(seats), LIVE):
-        part = seats[i : i + LIVE]
-        played += rollouts(actor, lambda seat, _: adapter.env(counter), part, "real", adapter.name, behaviour, longest=longest)
-    return played
+    return rollouts(actor, lambda seat, _: adapter.env(counter), seats, "real", adapter.name, behaviour, longest=longest, live=LIVE)
 
 
 def play_dream(actor: Actor, model: ExperienceModel, cap: int, seats: Sequence[Seat], behaviour: str = "policy") -> list[Rollout]:

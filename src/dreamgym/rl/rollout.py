@@ -2,7 +2,7 @@
 
 Every episode is a coroutine; their policy calls (and a dream's experience-model calls) are gathered into batches by
 ``Lockstep``. A failed environment makes its own episode invalid and stops nobody else's, nor does one that takes its time or never
-answers; what failed is logged.
+answers; what failed is logged. Where only so many may live at once, stragglers keep their places and the next ones take the others'.
 """
 
 import asyncio
@@ -26,6 +26,8 @@ from dreamgym.rl.policy import Actor, Sample
 log = logging.getLogger(__name__)
 PATIENCE_S = 600.0
 """How long a real environment that sets no limit itself (``patience``) may take over one answer; then its episode is invalid."""
+STRAGGLING_S = 10
+"""How long nothing has happened when those that wait for their environments are stragglers, for whom the next ones do not wait."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +61,25 @@ def rollouts(
     behaviour: str = "policy",
     services: Mapping[str, BatchFunction] | None = None,
     longest: int | None = None,
+    live: int | None = None,
 ) -> list[Rollout]:
     """Play all ``seats`` with ``policy``; results in their order.
 
     ``services``: further batch functions, by name. ``longest``: steps after which an episode is over, where the environment has not
-    ended it before.
+    ended it before. ``live``: how many environments there may be at once; None = one for each seat.
     """
     lockstep = Lockstep({"policy": policy.act, **(services or {})})
     failures: Counter[str] = Counter()
+    places, ended = live or len(seats), 0
 
     async def play(seat: Seat) -> Rollout:
+        nonlocal ended
         told = _Told(seat.task)
         try:
-            env = make_env(seat, lockstep)
+            made = make_env(seat, lockstep)
+            env = made if source == "dream" else _Patient(made, lockstep)
             try:
-                await _episode(seat, env if source == "dream" else _Patient(env, lockstep), lockstep, longest, told)
+                await _episode(seat, env, lockstep, longest, told)
             finally:
                 with nullcontext() if source == "dream" else lockstep.away():
                     await env.close()
@@ -82,9 +88,24 @@ def rollouts(
         except Exception as e:  # the user's code, or a server's: one broken world is not the end of the others
             place = extract_tb(e.__traceback__)[-1]
             failures[f"{type(e).__name__}: {e} ({place.filename}:{place.lineno})"] += 1
+        ended += 1
         return Rollout(told.episode(seat, source, env_name, behaviour), tuple(told.samples))
 
-    played = asyncio.run(lockstep.run([play(s) for s in seats]))
+    async def waves() -> list[Rollout]:
+        begun, going = 0, list[asyncio.Future[list[Rollout]]]()
+        while begun < len(seats):
+            wave = seats[begun : begun + places - (begun - ended)]
+            begun += len(wave)
+            going.append(asyncio.ensure_future(lockstep.run([play(s) for s in wave])))
+            still, before = 0, ended
+            while ended < begun < len(seats) and not (still >= STRAGGLING_S and 2 * (begun - ended) <= places):
+                done, _ = await asyncio.wait(going, timeout=1, return_when=asyncio.FIRST_EXCEPTION)
+                for over in done:
+                    over.result()
+                still, before = still + 1 if lockstep.deserted and ended == before else 0, ended
+        return [r for played in going for r in await played]
+
+    played = asyncio.run(waves())
     for what, n in failures.items():
         log.warning("%s failed in %d of %d episodes: %s", env_name, n, len(seats), what)
     return played
@@ -104,7 +125,8 @@ class _Patient:
         return await self._soon(self._env.step(action))
 
     async def close(self) -> None:
-        await self._env.close()
+        async with asyncio.timeout(self._limit):
+            await self._env.close()
 
     async def _soon(self, answer: Awaitable[T]) -> T:
         try:

@@ -17,7 +17,7 @@ from statistics import pstdev
 
 import torch
 
-from dreamgym.core.errors import TrainingError
+from dreamgym.core.errors import ConfigError, TrainingError
 from dreamgym.core.types import Task, Transition
 from dreamgym.lm.local import LocalLM
 from dreamgym.lm.packing import IGNORED, Segment, Tree, collate, pack
@@ -60,6 +60,7 @@ class Trainer:
         action_tokens: int = ACTION_TOKENS,
         ranks: Ranks = ALONE,
     ) -> None:
+        check_head(lm)
         self.lm = lm
         self.config = config
         self.play = play
@@ -225,6 +226,22 @@ class Trainer:
             self.critic = Critic(folder / CRITIC, self.config, self.lm.pad)
         data = json.loads((folder / "progress.json").read_text())
         self.progress = Progress(data["iteration"], data["metrics"])
+
+
+def check_head(lm: LocalLM) -> None:
+    """The trainer reads the head for policy tokens alone. Raises ``ConfigError`` where a model does more to its logits than that."""
+    ids = torch.arange(4, device=lm.model.device)[None]
+    kind = type(lm.causal).__name__
+    with torch.inference_mode():
+        sampled = lm.causal(input_ids=ids, use_cache=False).logits
+        try:
+            read = lm.causal.lm_head(lm.causal.model(input_ids=ids, use_cache=False).last_hidden_state)
+        except AttributeError as e:
+            raise ConfigError(f"base: policy learning needs a causal LM that is model and lm_head, as Llama, Qwen2; {kind}: {e}") from e
+    apart = float((sampled - read).abs().max() / sampled.abs().max().clamp(min=1e-6))
+    if apart > 0.01:
+        what = f"{kind} scales or caps its logits (they differ by {apart:.0%}), so that it would learn another distribution than it samples"
+        raise ConfigError(f"base: {what}; take a model whose logits are its lm_head's, as Llama's and Qwen2's")
 
 
 def _of_policy(batch: Batch, name: str) -> torch.Tensor:
