@@ -1,6 +1,7 @@
 """A second opinion: a success counts only where both agree, and a missing verdict is no number."""
 
 import json
+import threading
 
 import pytest
 from vault_model import VaultModel
@@ -9,13 +10,17 @@ pytest.importorskip("openai", reason="needs the extra [endpoint]")
 pytest.importorskip("gymnasium", reason="needs the extra [gym]")
 
 from benchmarks.loopback import LoopbackServer, sections
-from dreamgym.core.types import StopReason
+from dreamgym.core.types import StopReason, Task
 from dreamgym.endpoint.client import Endpoint
 from dreamgym.endpoint.config import EndpointConfig
+from dreamgym.experience.chat import EndpointReply
+from dreamgym.experience.endpoint import EndpointExperienceModel
 from dreamgym.experience.model import ExperienceModel
-from dreamgym.experience.prompt import Request
+from dreamgym.experience.prompt import ExperienceConfig, Request
 from dreamgym.experience.second_opinion import JudgeOfSuccess, SecondOpinion, programmatic
+from dreamgym.pipeline.play import play_dream, seats_for
 from dreamgym.replay.buffer import ReplayBuffer
+from dreamgym.rl.policy import Scripted
 
 STATE = ("[hand] red_key: metal", "[room] crate: open", "[room] door: red locked")
 
@@ -121,3 +126,32 @@ def test_no_usable_verdict_is_an_invalid_step_and_is_asked_for_again(reply, faul
         assert model.predict([win])[0].reward is None
         assert len(server.bodies) > before
     assert model.costs()["experience_claims_unanswered"] == 2
+
+
+def test_a_slow_judge_or_a_slow_server_holds_up_no_other_episode():
+    state = ("[room] door: red locked",)
+    tasks = [Task(id=f"t/{name}", instruction=name, first_state=state, panel="train") for name in ("judged", "slow", "quick", "quicker")]
+    others_ended, seen, judged = threading.Event(), list[str](), list[str]()
+
+    def respond(body):
+        task = sections(body["messages"][-1]["content"])["Task"][0]
+        judges = body["model"] == "j"
+        (judged if judges else seen).append(task)
+        if {"quick", "quicker"} <= set(judged):
+            others_ended.set()
+        elif (judges and task == "judged") or (not judges and task == "slow"):
+            assert others_ended.wait(5), "the others wait for this call"
+        if judges:
+            return json.dumps({"reasoning": "r", "success": task != "quicker"})
+        won = task == "judged" or seen.count(task) == 3
+        return json.dumps({"reasoning": "r", "removed": [], "added": [], "outcome": "success" if won else "continue"})
+
+    with LoopbackServer(respond) as server:
+        plays, judge = (Endpoint(EndpointConfig(base_url=server.url, model=m, timeout_s=8)) for m in "mj")
+        inner = EndpointExperienceModel(plays, ExperienceConfig(k=0, history=8), EndpointReply(), ReplayBuffer().snapshot())
+        model = SecondOpinion(inner, JudgeOfSuccess(judge))
+        played = play_dream(Scripted(lambda *_: "look"), model, 5, seats_for(tasks, 0, 2))
+    assert [r.episode.dream_reward() for r in played] == [1, 1, 1, 1, 1, 1, 0, 0]
+    assert [len(r.episode.transitions) for r in played] == [1, 1, 3, 3, 3, 3, 3, 3]
+    assert sorted(judged) == ["judged", "quick", "quicker", "slow"], "a group that claims the same is judged once"
+    assert model.costs()["experience_claims"] == 4

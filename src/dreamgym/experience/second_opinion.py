@@ -9,7 +9,8 @@ second opinion denies ends the episode without success; where no verdict could b
 that decides is asked after every step, and what it grants is a success though the experience model did not see it.
 """
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dreamgym.core.state import State, apply_change
 from dreamgym.core.types import StopReason
-from dreamgym.endpoint.config import Chat, Message
+from dreamgym.endpoint.config import Chat, Message, Server
 from dreamgym.experience.chat import answered, quoted, sectioned
 from dreamgym.experience.fidelity import Draw
-from dreamgym.experience.model import ExperienceModel, Prediction
+from dreamgym.experience.model import Elsewhere, ExperienceModel, Prediction
 from dreamgym.experience.prompt import Request
 from dreamgym.prompts import prompt
 from dreamgym.replay.contract import Retrieval
@@ -62,10 +63,12 @@ class SecondOpinion:
         self.model, self.verify, self.decides = model, verify, decides
         self.claims = self.refused = self.unanswered = self.granted = 0
         self._verdicts: dict[tuple[object, ...], Prediction] = {}
+        self._open: dict[tuple[object, ...], asyncio.Task[Prediction]] = {}
 
     def use(self, retrieval: Retrieval) -> None:
         self.model.use(retrieval)
         self._verdicts = {}
+        self._open = {}
 
     def costs(self) -> dict[str, int]:
         own = {"experience_claims": self.claims, "experience_claims_refused": self.refused, "experience_claims_unanswered": self.unanswered}
@@ -84,6 +87,34 @@ class SecondOpinion:
 
     def predict(self, requests: Sequence[Request]) -> list[Prediction]:
         return self._verified(requests, self.model.predict(requests))
+
+    def begin(self, requests: Sequence[Request]) -> Sequence[Prediction | Awaitable[Prediction]]:
+        """``predict``; where answers come from elsewhere, so do the verdicts on them, and who asks waits for its own alone."""
+        if not isinstance(self.model, Elsewhere):
+            return self.predict(requests)
+        return [self._when(r, said) for r, said in zip(requests, self.model.begin(requests), strict=True)]
+
+    async def _when(self, request: Request, answer: Prediction | Awaitable[Prediction]) -> Prediction:
+        said = answer if isinstance(answer, Prediction) else await answer
+        if not self._asked(said):
+            return said
+        key = _key(request, said)
+        if key not in self._verdicts and key not in self._open:
+            self._open[key] = asyncio.ensure_future(self._judge(key, request, said))
+        return self._verdicts[key] if key in self._verdicts else await asyncio.shield(self._open[key])
+
+    async def _judge(self, key: tuple[object, ...], request: Request, said: Prediction) -> Prediction:
+        try:
+            assert said.reply is not None
+            claim = Claim(request, apply_change(request.state, said.reply.change))
+            judge = self.verify
+            verdict = await judge.begin(claim) if isinstance(judge, JudgeOfSuccess) else judge([claim])[0]
+            judged = self._judged(said, verdict)
+            if judged.reply:
+                self._verdicts[key] = judged
+            return judged
+        finally:
+            self._open.pop(key, None)
 
     def draws(self, draw: Draw) -> Draw:
         """``draw`` of the model inside, its successes verified too."""
@@ -144,6 +175,12 @@ class JudgeOfSuccess:
 
     def __call__(self, claims: Sequence[Claim]) -> list[bool | None]:
         return self.chat.together([self._one(c) for c in claims])
+
+    async def begin(self, claim: Claim) -> bool | None:
+        """One verdict; the event loop goes on meanwhile, where the chat is a server."""
+        if isinstance(self.chat, Server):
+            return await asyncio.wrap_future(self.chat.begin(self._one(claim)))
+        return self([claim])[0]
 
     async def _one(self, claim: Claim) -> bool | None:
         key = ("second opinion", claim.request.task, *claim.actions)
