@@ -14,7 +14,7 @@ from vault_model import VaultModel  # noqa: E402
 from dreamgym.core.env import AHEAD, RealSteps  # noqa: E402
 from dreamgym.core.errors import ConfigError, TrainingError  # noqa: E402
 from dreamgym.core.files import read_episodes  # noqa: E402
-from dreamgym.core.types import StopReason  # noqa: E402
+from dreamgym.core.types import StopReason, Task  # noqa: E402
 from dreamgym.experience.model import Prediction  # noqa: E402
 from dreamgym.lm.fit import FitConfig  # noqa: E402
 from dreamgym.lm.local import LocalLM  # noqa: E402
@@ -24,7 +24,7 @@ from dreamgym.pipeline.config import Reinforcement  # noqa: E402
 from dreamgym.pipeline.config_file import load_config  # noqa: E402
 from dreamgym.pipeline.learn import demonstration_trees, warm_start  # noqa: E402
 from dreamgym.pipeline.logs import tasks_of  # noqa: E402
-from dreamgym.pipeline.reinforce import check_budget, check_learning, sim_to_real  # noqa: E402
+from dreamgym.pipeline.reinforce import check_budget, check_kinds, check_learning, sim_to_real  # noqa: E402
 from dreamgym.pipeline.rl_run import RLRun  # noqa: E402
 from dreamgym.pipeline.run import Run  # noqa: E402
 from dreamgym.rl.config import RLConfig  # noqa: E402
@@ -156,6 +156,14 @@ def test_what_policy_learning_would_refuse_is_refused_before_anything_is_trained
 
 def weights_of(folder) -> list[torch.Tensor]:
     return list(LocalLM.load(folder).model.parameters())
+
+
+def test_kinds_are_normalised_where_there_are_several():
+    tasks = [Task(id=f"t/{i}", instruction="x", first_state=(), difficulty=d) for i, d in enumerate(("", "", "hard"))]
+    check_kinds(Reinforcement(normalise="kind"), tasks, "mine")
+    check_kinds(Reinforcement(), tasks[:2], "mine")
+    with pytest.raises(ConfigError, match="all logged tasks of mine are of one kind"):
+        check_kinds(Reinforcement(normalise="kind"), tasks[:2], "mine")
 
 
 def test_the_policy_that_probes_chose_is_that_of_a_finished_iteration_whenever_it_is_killed(logged, tmp_path, monkeypatch):

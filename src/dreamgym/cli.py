@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -175,6 +176,24 @@ def report(run: RunFolder = DEFAULT) -> None:
             write_results(opened)
             console.print(f"results: {opened.path('results.json')}")
     console.print(f"report: {write_report(run)}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories that have been evaluated, e.g. runs/dream-* runs/real-*")],
+    panel: Annotated[str | None, typer.Option(help="probe, test or unseen; else that of the runs' configuration")] = None,
+    out: Annotated[Path | None, typer.Option(help="also write the figures to this JSON file")] = None,
+) -> None:
+    """Several runs as one result: real success as mean and deviation over seeds, arms held against each other, real steps."""
+    from dreamgym.core.files import write_json
+    from dreamgym.pipeline.compare import compare as work
+
+    found = work(runs, panel)
+    for shown in found.tables():
+        console.print(shown)
+    if out:
+        write_json(out, asdict(found))
+        console.print(f"figures: {out}")
 
 
 @app.command()

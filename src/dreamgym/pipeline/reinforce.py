@@ -2,11 +2,13 @@
 
 import math
 import shutil
+from collections.abc import Iterable
 from typing import Literal
 
 from dreamgym.core.env import RealSteps
 from dreamgym.core.errors import ConfigError
 from dreamgym.core.files import read_json
+from dreamgym.core.types import Task
 from dreamgym.curriculum.clusters import clusters_of
 from dreamgym.envs.adapter import load_adapter
 from dreamgym.experience.model import ExperienceModel
@@ -93,6 +95,7 @@ def _reinforce(
     start, work, policy = map(run.path, folders)
     counter = RealSteps(budget=how.real_budget)
     tasks = tasks_of(load_logs([run.path(LOGS)]))
+    check_kinds(how, tasks.values(), adapter.name)
     seed, wanted = config.seed, config.curriculum
     choose = wanted if model is not None else wanted.model_copy(update={"synthetic": 0.0})  # the real environment plays logged tasks only
     if model is None and ranks.first:
@@ -160,6 +163,12 @@ def check_learning(config: RunConfig, *sections: Literal["rl", "s2r"]) -> None:
         if how.probe_every:
             games = len(panel_tasks(adapter, "probe", config.evaluation.probe_games))
             check_budget(section, how, games * (adapter.cap + 1))  # where a reset counts as a step
+
+
+def check_kinds(how: Reinforcement, tasks: Iterable[Task], name: str) -> None:
+    """Raises ``ConfigError`` where tasks of several kinds are asked for and there is one."""
+    if how.normalise == "kind" and len({t.difficulty for t in tasks}) < 2:
+        raise ConfigError(f"normalise: kind: all logged tasks of {name} are of one kind; give them a difficulty each, or leave it out")
 
 
 def check_budget(section: str, how: Reinforcement, probe: int) -> None:

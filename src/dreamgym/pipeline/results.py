@@ -1,5 +1,6 @@
 """Result files: the figures of a run in the schema of the benchmark tables, each recomputable from per-episode rows."""
 
+import hashlib
 import resource
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +38,11 @@ def versions() -> dict[str, str]:
 
 def peak_rss_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def panel_hash(episodes: Iterable[Episode]) -> str:
+    """Names the games that were played: a hash of their ids."""
+    return hashlib.blake2b("\n".join(sorted({e.task.id for e in episodes})).encode(), digest_size=5).hexdigest()
 
 
 def successes_of(episodes: Iterable[Episode]) -> dict[str, list[float]]:
@@ -120,6 +126,7 @@ def write_results(run: Run) -> dict[str, object]:
         "continued": run.config.continued and run.config.continued.run,
         "n_test": len({e.task.id for e in after}),
         "panel": panel,
+        "panel_hash": panel_hash(after),
         "before": [run.summary("eval-sft")["real_success"]],
         "after": [run.summary("eval-policy")["real_success"]],
         "evaluation": {
