@@ -212,7 +212,7 @@ RL_LEVEL = "hard"
 """Where algorithms, baselines and sim-to-real are compared: GRPO in the real environment exceeds 90 % on *standard*."""
 LATER_SEEDS = (3, 4, 5)
 """There, of PPO and of what learns without rewards: the warm starts of ``SEEDS`` are not kept, and another kind of CPU makes others of the
-same settings. ``sft`` has both."""
+same settings. ``sft`` and ``sft_all`` have both."""
 POOL = "mixed"
 """Where curricula are compared."""
 SIX_SEEDS = ("sft", "grpo_dream+uniform", "grpo_dream+lambda_25")
@@ -327,7 +327,7 @@ def kind_of(method: str) -> str:
 
 def seeds_of(level: str, method: str) -> tuple[int, ...]:
     """Which seeds a method's cells have in the tables."""
-    if (level == RL_LEVEL and method == "sft") or (level == POOL and method in SIX_SEEDS):
+    if (level == RL_LEVEL and method in ("sft", "sft_all")) or (level == POOL and method in SIX_SEEDS):
         return (*SEEDS, *LATER_SEEDS)
     if level == RL_LEVEL and (method in BASELINES or learning(method)[0] == "ppo"):
         return LATER_SEEDS

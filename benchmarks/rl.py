@@ -187,7 +187,7 @@ def result() -> Json:
     return {
         "level": RL_LEVEL,
         "n_test": len(rows(cells(RL_LEVEL, "grpo_dream")[0], "real")),
-        "seeds": list(SEEDS),
+        "seeds": [*SEEDS, *LATER_SEEDS],
         "table": {m: row(m) for m in RL_METHODS},
         "paired": pairs(),
         "data_to_90": {a: data_to_goal(a) for a in ALGORITHMS},
