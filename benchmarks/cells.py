@@ -193,7 +193,7 @@ REAL_BUDGET = {"hard": {"grpo": 27_000, "ppo": 9_500}}
 """Real steps, probes included (some 3,600), of ``_s2r`` and of the arm that has no dream (``BUDGETED``): those of RL shall be at most a
 tenth of what the algorithm takes without a budget. PPO's is reckoned from the lengths of GRPO's episodes. Learning rates fall to 0 over
 them."""
-EARLY_ROWS: dict[str, dict[str, Any]] = {f"{how}_start": {"model": "full", "start": how} for how in ("iwm", "self_reflection")}
+EARLY_ROWS: dict[str, dict[str, Any]] = {"iwm_start": {"model": "full", "start": "iwm"}}
 """On ``RL_LEVEL``: PPO in the dream that begins with Early Experience instead of the warm start."""
 PROBE = {"every": 5, "games": 100}
 TEST_GAMES = 150

@@ -11,7 +11,7 @@ go on where they were. Methods: ``base``, ``sft``, ``sft_all``, ``grpo_dream``, 
 ``+history``, ``+no_history``, ``+generic_teacher``, ``+prompted``, ``+no_reasoning_cautious``, ``+real_frozen``, ``+filtered``,
 ``+2k_steps`` to ``+40k_steps``, ``+reasoning_em1``, ``+no_reasoning_em1`` ... On *hard* also ``ppo_dream`` and ``ppo_real``, and for both
 algorithms ``_s2r`` (the real environment after the dream, few steps) and ``_real_at_s2r_budget`` (no dream); without rewards ``dpo``,
-``iwm``, ``self_reflection``, and ``ppo_dream+iwm_start``, ``+self_reflection_start``, which go on from them; on *mixed* the curricula of
+``iwm``, ``self_reflection``, and ``ppo_dream+iwm_start``, which goes on from ``iwm``; on *mixed* the curricula of
 ``CURRICULUM_ROWS``; both only where their logs have been recorded (``benchmarks.ship``).
 """
 
@@ -157,8 +157,7 @@ class Cell:
             seats = seats_for(self.adapter.tasks(panel, TEST_GAMES), self.seed)
             episodes += [r.episode for r in play_real(actor, self.adapter, seats, self.counter, panel, self.method)]
         audit: dict[str, object] = {}
-        held = context is STATE_CONTEXT and audited(self.method, self.seed)  # an audit's policies write nothing before they act
-        if model is not None and held:
+        if model is not None and audited(self.method, self.seed):
             found = audit_run(self.audit_config(), self.adapter, model, self.logs, {"sft": LocalLM.load(self.warm()), "policy": policy})
             audit = found.result
             episodes += found.dreamed
@@ -226,9 +225,8 @@ class Cell:
         return folder
 
     def acts(self) -> tuple[Context, int]:
-        """What the policy reads and writes, and how long that may be: who learned to reflect goes on reflecting."""
-        reflects = "self_reflection" in (self.method, self.row.get("start"))
-        return (ReflectiveContext(), REFLECTION_TOKENS) if reflects else (STATE_CONTEXT, ACTION_TOKENS)
+        """What the policy reads and writes, and how long that may be."""
+        return (ReflectiveContext(), REFLECTION_TOKENS) if self.method == "self_reflection" else (STATE_CONTEXT, ACTION_TOKENS)
 
     def baseline(self) -> tuple[LocalLM, float]:
         """A policy that learned without rewards, and the seconds that it took, alternatives included."""
