@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from command import ENV, ROOT, SMALL, code_of, dreamgym
@@ -209,6 +210,31 @@ def test_an_evaluation_in_which_the_environment_always_failed_is_not_done(tmp_pa
     with pytest.raises(DataError, match="eval-policy: the real environment failed in each of 3 episodes"):
         run.stage("eval-policy", lambda: judged(run, "policy", Scripted(lambda *_: "look")))
     assert not run.done("eval-policy")
+
+
+def test_what_the_environment_failed_in_is_evaluated_once_more_and_what_fails_again_is_invalid(tmp_path, monkeypatch):
+    from dreamgym.envs.adapter import load_adapter
+    from dreamgym.pipeline.config_file import load_config
+    from dreamgym.pipeline.judging import judged
+    from dreamgym.pipeline.run import Run
+    from dreamgym.rl.policy import Scripted
+    from examples.own_environment import Vault
+
+    works, resets = Vault.reset, Counter[int]()
+
+    def now_and_then(self, *, seed=None, options=None):
+        """One game of three fails always, one the first time, one never."""
+        kind = sorted(games).index(seed)
+        resets[seed] += 1
+        if kind == 0 or (kind == 1 and resets[seed] == 1):
+            raise OSError("the site is down")
+        return works(self, seed=seed, options=options)
+
+    games = [int(t.id.split("/")[1]) for t in load_adapter("examples.own_environment:adapter").tasks("test", 3)]
+    monkeypatch.setattr(Vault, "reset", now_and_then)
+    run = Run(tmp_path, load_config(None, ["env=examples.own_environment:adapter", "evaluation.games=3"]))
+    found = judged(run, "policy", Scripted(lambda *_: "look"))
+    assert (found["played_again"], found["invalid"], found["games"]) == (2, 1, 3)
 
 
 def test_a_users_states_are_put_in_order(tmp_path):

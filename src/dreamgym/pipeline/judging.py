@@ -31,18 +31,27 @@ def evaluate(run: Run, arm: str) -> Summary:
 
 
 def judged(run: Run, arm: str, policy: Policy) -> Summary:
-    """Real success of ``policy`` on the run's evaluation panel; its episodes are kept under the name of ``arm``."""
+    """Real success of ``policy`` on the run's evaluation panel; its episodes are kept under the name of ``arm``.
+
+    Where the environment failed in some, those are played once more (``played_again``); what fails again is invalid.
+    """
     config, adapter = run.config, load_adapter(run.config.env)
     counter = RealSteps()
     panel, samples = config.evaluation.panel, config.evaluation.samples
     tasks = panel_tasks(adapter, panel, config.evaluation.games)
-    played = play_real(policy, adapter, seats_for(tasks, config.seed, samples), counter, panel, arm)
+    seats = seats_for(tasks, config.seed, samples)
+    played = play_real(policy, adapter, seats, counter, panel, arm)
+    failed = [i for i, r in enumerate(played) if r.episode.stop is StopReason.INVALID_ENV]
+    if failed and len(failed) < len(played):  # once more, in a fresh environment: else games that fail now and then are left out
+        for i, again in zip(failed, play_real(policy, adapter, [seats[i] for i in failed], counter, panel, arm), strict=True):
+            played[i] = again
     episodes = [r.episode for r in played]
     write_episodes(run.path(f"eval-{arm}-{panel}.jsonl"), episodes)
     _some_valid(f"eval-{arm}", [e.valid for e in episodes], counter)
     return {
         "real_success": success_rate(played),
         "games": len(tasks),
+        "played_again": len(failed) if len(failed) < len(played) else 0,
         **evaluation_figures(episodes),
         "malformed": sum(not s.well_formed for r in played for s in r.samples) / max(sum(len(r.samples) for r in played), 1),
         "real_steps": counter.total,
