@@ -7,7 +7,8 @@
 - ``vs_hf_loop_real``: the same in real TextWorld games (probe), whose own time is in both and not ours to shorten.
 - ``ours_env_s``: 16 episodes of 3 turns whose environment takes 50 ms a step, with a policy that takes none (limit 0.15);
   ``trl_env_s``: the same by TRL's ``environment_factory`` (``benchmarks/trl_environment.py``).
-- ``overhead_share``, ``overhead_ms_per_transition``: in the real games, the time that is in neither the policy nor the environment.
+- ``overhead_share``, ``overhead_ms_per_transition``: in the real games, the time that is neither in the policy's generation nor in the
+  environment: what renders, tokenises, decodes, gathers batches and writes episodes down.
 - ``kv_reuse_speedup``: seconds of a policy with transcripts (its warm start) in the same games, keys and values kept from turn to turn,
   against reading each prompt anew.
 - ``trainer_ratio``: an update of the trainer against bare forward, backward and optimiser steps on the same batches, the forward pass
@@ -27,6 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -79,6 +81,21 @@ class TimedActor:
             self.clock.seconds += time.perf_counter() - start
 
 
+class TimedLM(LocalLM):
+    """A model whose generation is timed, and nothing around it."""
+
+    def __init__(self, lm: LocalLM, clock: Clock) -> None:
+        super().__init__(lm.model, lm.tokenizer)
+        self.clock = clock
+
+    def generate(self, *words: Any, **named: Any) -> list[Generation]:
+        start = time.perf_counter()
+        try:
+            return super().generate(*words, **named)
+        finally:
+            self.clock.seconds += time.perf_counter() - start
+
+
 class TimedEnv:
     """An environment whose time is counted; it computes without waiting, so its time is its own."""
 
@@ -127,12 +144,12 @@ class Instant:
 
 
 def at_once(lm: LocalLM, adapter: TextWorldAdapter, tasks: Sequence[Task]) -> tuple[list[Rollout], float, float]:
-    """All episodes by the engine: rollouts, seconds, and seconds outside policy and environment."""
+    """All episodes by the engine: rollouts, seconds, and seconds outside generation and environment."""
     clock, counter = Clock(), RealSteps()
     seats = [Seat(t, 0, 0) for t in tasks]
     start = time.perf_counter()
     played = rollouts(
-        TimedActor(Policy(lm, 1.0), clock),
+        Policy(TimedLM(lm, clock), 1.0),
         lambda seat, _: TimedEnv(adapter.env(counter), clock),
         seats,
         "real",

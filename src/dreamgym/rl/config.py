@@ -70,7 +70,7 @@ class RLConfig(BaseModel):
     """Ratio beyond which a negative advantage pushes no further (verl: 3)."""
     loss: Literal["token", "sequence", "fixed"] = "token"
     """Average over all tokens of an update; over sequences, each over its tokens (GRPO as published); or over sequences of a fixed
-    length, ``action_tokens`` (Dr. GRPO)."""
+    length, ``action_tokens`` (Dr. GRPO). A sequence is the reply of one turn, in transcripts too."""
     kl: float = Field(0.0, ge=0)
     """Weight of the divergence from the warm start."""
     kl_estimator: Literal["k2", "k3"] = "k3"
