@@ -12,6 +12,7 @@ from dreamgym.core.env import RealSteps
 from dreamgym.core.files import read_episodes
 from dreamgym.lm.local import LocalLM
 from dreamgym.pipeline.logs import tasks_of
+from dreamgym.pipeline.ranks import leave
 from dreamgym.pipeline.rl_run import RLRun
 from dreamgym.rl.config import RLConfig
 from dreamgym.rl.policy import Policy
@@ -67,3 +68,4 @@ if __name__ == "__main__":
     launched = Ranks.launched()
     trained(sys.argv[1], Path(sys.argv[3]), launched)
     runs(Path(sys.argv[2]), Path(sys.argv[3]), launched)
+    leave()

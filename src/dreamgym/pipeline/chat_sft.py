@@ -163,7 +163,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from dreamgym.pipeline.ranks import leave
+
     try:
         main()
     except DreamgymError as e:
         sys.exit(f"error: {e}")
+    finally:
+        leave()

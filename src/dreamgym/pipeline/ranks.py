@@ -42,8 +42,18 @@ def main() -> None:
         train_policy(run, ranks)
 
 
+def leave() -> None:
+    """Disconnect this process from the others: one that ends with the connection open is aborted by its threads now and then."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
     try:
         main()
     except DreamgymError as e:
         sys.exit(f"error: {e}")
+    finally:
+        leave()
