@@ -96,18 +96,21 @@ class Comparison:
     differences: list[Difference]
 
     def tables(self) -> Iterator[Table]:
-        """For people: arms, then differences."""
-        arms = Table(title=f"Real success on {self.n_test} games of the panel {self.panel} ({self.panel_hash})")
-        for column in ("arm", "seeds", *WHEN.values(), "invalid", "real steps: logs / RL / probe", "min"):
-            arms.add_column(column)
+        """For people: success, what it took, and differences."""
+        success = Table(title=f"Real success on {self.n_test} games of the panel {self.panel} ({self.panel_hash})")
+        for column in ("arm", "seeds", *WHEN.values(), "invalid"):
+            success.add_column(column, overflow="fold")
+        took = Table(title="Real steps and minutes, means over runs")
+        for column in ("arm", "logs", "RL", "probe", "min"):
+            took.add_column(column, overflow="fold")
         for a in self.arms:
-            shown = [_shown(a.success.get(when)) for when in WHEN.values()]
-            steps = " / ".join(f"{a.real_steps[k]:,.0f}" for k in ("logs", "rl", "probe"))
-            arms.add_row(a.name, ", ".join(map(str, a.seeds)), *shown, str(a.invalid), steps, f"{a.wall_s / 60:.0f}")
-        yield arms
+            success.add_row(a.name, ", ".join(map(str, a.seeds)), *(_shown(a.success.get(when)) for when in WHEN.values()), str(a.invalid))
+            took.add_row(a.name, *(f"{a.real_steps[k]:,.0f}" for k in ("logs", "rl", "probe")), f"{a.wall_s / 60:.0f}")
+        yield success
+        yield took
         apart = Table(title="Differences, with 95 % intervals over seeds and games")
         for column in ("first", "second", "first - second", "low", "high", "seeds"):
-            apart.add_column(column)
+            apart.add_column(column, overflow="fold")
         for d in self.differences:
             apart.add_row(d.first, d.second, *(f"{x:+.3f}" for x in (d.mean, d.low, d.high)), str(d.n_seeds))
         yield apart
