@@ -18,10 +18,10 @@ from dreamgym.pipeline.stats import paired_interval
 WON, LOST, INVALID = StopReason.WON, StopReason.LOST, StopReason.INVALID_ENV
 
 
-def a_run(folder, seed, before, after, s2r=(), **config):
+def a_run(folder, seed, before, after, later=(), **config):
     """``before`` ...: how each game's episode ended."""
     write_atomic(folder / "config.yaml", dump_config(RunConfig(**{"env": "kitchen:adapter", "seed": seed} | config)))
-    for arm, ends in (("sft", before), ("policy", after), ("s2r", s2r)):
+    for arm, ends in (("sft", before), ("policy", after), ("s2r", later)):
         if ends:
             write_episodes(folder / f"eval-{arm}-test.jsonl", [episode(f"g{i}", end) for i, end in enumerate(ends)])
     stage(folder, "collect", real_steps=1000)
@@ -61,6 +61,14 @@ def test_arms_are_named_by_what_sets_them_apart_and_held_against_each_other_at_e
     assert pairs[f"{dream}, after", f"{real}, after"] == 0.5
     assert pairs[f"{dream}, s2r", f"{dream}, after"] == 0.0
     assert not any({d.first.split(",")[0], d.second.split(",")[0]} == {real, few} for d in found.differences), "no seed in common"
+
+
+def test_a_budget_is_another_arm_and_the_address_of_a_server_is_not(tmp_path):
+    server = {"base_url": "http://a/v1", "model": "m"}
+    one, two = ({"experience": {"endpoint": {"server": server | {"base_url": f"http://{at}/v1"}}}} for at in "ab")
+    few = two | {"s2r": {"real_budget": 900}}
+    runs = [a_run(tmp_path / name, s, (WON,), (WON,), **c) for name, s, c in (("a", 0, one), ("b", 1, two), ("c", 2, few))]
+    assert [(a.name, a.seeds) for a in compare(runs).arms] == [("s2r.real_budget=5000", [0, 1]), ("s2r.real_budget=900", [2])]
 
 
 def test_what_cannot_be_one_result_is_refused_by_name(tmp_path):

@@ -8,24 +8,27 @@ of each evaluation, which are real episodes; differences have a bootstrap interv
 the same seeds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from rich.table import Table
 
 from dreamgym.core.errors import DataError
 from dreamgym.core.files import read_episodes, read_json
+from dreamgym.pipeline.config import RunConfig
 from dreamgym.pipeline.config_file import load_config
 from dreamgym.pipeline.results import panel_hash, successes_by_task
+from dreamgym.pipeline.run import decisive, differing
 from dreamgym.pipeline.stats import paired_interval
 
 WHEN = {"sft": "before", "policy": "after", "s2r": "s2r"}
 """Evaluations of a run, by what they play: its start, what it trained, and what learned on in the real environment."""
-ASIDE = ("seed", "threads", "trackers", "continued.run")
-"""Keys in which runs of one arm may differ."""
+LIMITS = ("real_budget", "patience", "watch")
+"""Keys of learning that may change while a run goes on, and yet set arms apart."""
 LEARNING = ("train", "sim-to-real")
 
 
@@ -38,8 +41,8 @@ class Evaluated:
     env: str
     panel: str
     panel_hash: str
-    keys: dict[str, object]
-    """Its configuration, flat, without ``ASIDE``."""
+    config: dict[str, Any]
+    """What makes an arm of it: its configuration without the seed, the run that it continues, and what does not decide results."""
     played: dict[str, dict[str, float]]
     """Real success by game, of each of ``WHEN`` that was evaluated."""
     invalid: int
@@ -151,7 +154,7 @@ def evaluated(folder: Path, panel: str | None = None) -> Evaluated:
         config.env,
         name,
         hashes["after"],
-        {k: v for k, v in _flat(config.model_dump(mode="json")) if k not in ASIDE},
+        _arm_of(config),
         played,
         sum(not e.valid for found in episodes.values() for e in found),
         {
@@ -163,21 +166,30 @@ def evaluated(folder: Path, panel: str | None = None) -> Evaluated:
     )
 
 
-def _flat(data: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in data.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _arm_of(config: RunConfig) -> dict[str, Any]:
+    whole, data = config.model_dump(mode="json"), decisive(config)
+    for phase in ("rl", "s2r"):
+        data[phase] |= {key: whole[phase][key] for key in LIMITS}
+    del data["seed"]
+    if data["continued"]:
+        del data["continued"]["run"]
+    return data
+
+
+def _value(config: Mapping[str, Any], key: str) -> object:
+    """Of a key as ``differing`` names it."""
+    found: object = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
 
 
 def arms_of(runs: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
     """Runs of one configuration, by seed; an arm's name is what sets it apart. Raises ``DataError`` where one seed is there twice."""
-    names = sorted({k for r in runs for k in r.keys})
-    apart = [k for k in names if any(r.keys.get(k) != runs[0].keys.get(k) for r in runs)]
+    apart = sorted({key for run in runs for key in differing(runs[0].config, run.config)})
     arms: dict[str, list[Evaluated]] = {}
     for run in runs:
-        same = arms.setdefault(" ".join(f"{k}={run.keys[k]}" for k in apart if k in run.keys) or run.env, [])
+        same = arms.setdefault(" ".join(f"{key}={_value(run.config, key)}" for key in apart) or run.env, [])
         if twice := [r.folder for r in same if r.seed == run.seed]:
             raise DataError(f"{run.folder} and {twice[0]}: both are of seed {run.seed} and one configuration, which is one result")
         same.append(run)

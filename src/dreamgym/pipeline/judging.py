@@ -51,7 +51,7 @@ def judged(run: Run, arm: str, policy: Policy) -> Summary:
     return {
         "real_success": success_rate(played),
         "games": len(tasks),
-        "played_again": len(failed) if len(failed) < len(played) else 0,
+        "played_again": len(failed),
         **evaluation_figures(episodes),
         "malformed": sum(not s.well_formed for r in played for s in r.samples) / max(sum(len(r.samples) for r in played), 1),
         "real_steps": counter.total,
